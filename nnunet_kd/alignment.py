@@ -1,0 +1,207 @@
+"""The MSANs of teacher and student, the semantic autoencoder, and their Alignment Consistency Training (ACT).
+
+Gradients of ACT reach the MSANs only, gradients of the distillation terms never do: ``train_step`` asks autograd for the
+gradients of the MSAN's parameters alone, and outside of it the parameters do not require gradients.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from nnunet_kd.config import ACT, MSAN
+from nnunet_kd.losses import decoded_consistency, reconstruction, regularisation, view_consistency
+from nnunet_kd.msan import SemanticAutoencoder, build_msan
+from nnunet_kd.stages import StagePair, StageTable, decode, swap
+
+NETWORKS = ("teacher", "student")
+
+
+class Alignment(nn.Module):
+    """TAN and SAN at every paired stage, plus the P-SAE.
+
+    Args:
+        pairs: paired stages; teacher and student vectors of one pair have the same size, so headers can be exchanged.
+        tables: stage tables, ``{"teacher": ..., "student": ...}``.
+        patch_size: spatial size of the training patches.
+        num_labels: channels of the one-hot annotation (0: no P-SAE).
+    """
+
+    def __init__(
+        self,
+        msan: MSAN,
+        act: ACT,
+        pairs: Sequence[StagePair],
+        tables: dict[str, StageTable],
+        patch_size: Sequence[int],
+        num_labels: int,
+    ) -> None:
+        super().__init__()
+        self.act, self.pairs = act, list(pairs)
+        self.msans = nn.ModuleDict()
+        for pair in self.pairs:
+            for network in NETWORKS:
+                stage, table = getattr(pair, network), tables[network]
+                self.msans[f"{network}_{pair.name}"] = build_msan(
+                    msan.kind, table.channels[stage], table.size(stage, patch_size), msan.dim, msan.hidden
+                )
+        self.autoencoder = None
+        if act.semantic > 0 and num_labels > 0:
+            self.autoencoder = SemanticAutoencoder(num_labels, len(patch_size), msan.dim)
+        self.requires_grad_(False)
+
+    def encode(self, network: str, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Semantic vectors ``(B, d)``, one per paired stage. Gradients reach the features, not the MSAN."""
+        return [
+            self.msans[f"{network}_{pair.name}"].encode(features[getattr(pair, network)].float()) for pair in self.pairs
+        ]
+
+    def reconstruct(
+        self, network: str, vectors: list[torch.Tensor], features: list[torch.Tensor]
+    ) -> dict[int, torch.Tensor]:
+        """Features rebuilt by one network's headers, ``{stage: (B, C, *S)}``, in the size of that network's features."""
+        rebuilt = {}
+        for pair, z in zip(self.pairs, vectors, strict=True):
+            stage = getattr(pair, network)
+            rebuilt[stage] = self.msans[f"{network}_{pair.name}"].reconstruct(z, size=tuple(features[stage].shape[2:]))
+        return rebuilt
+
+
+class AlignmentTrainer:
+    """Owns the AdamW optimizers of the MSANs and the P-SAE and runs their steps.
+
+    RECONSTRUCTION: the paper names ACT and a pre-trained P-SAE; the four parts, weights and schedule are this project's.
+    """
+
+    def __init__(self, alignment: Alignment) -> None:
+        self.alignment = alignment
+        act = alignment.act
+        self.msan_optimizer = torch.optim.AdamW(alignment.msans.parameters(), lr=act.lr, weight_decay=1e-4)
+        self.autoencoder_optimizer = None
+        if alignment.autoencoder is not None:
+            self.autoencoder_optimizer = torch.optim.AdamW(alignment.autoencoder.parameters(), lr=act.lr, weight_decay=1e-4)
+
+    def autoencoder_step(self, onehot: torch.Tensor) -> dict[str, float]:
+        """Train the P-SAE on annotations ``(B, L, *S)`` and keep the statistics its vectors are standardised by."""
+        autoencoder = self.alignment.autoencoder
+        if autoencoder is None:
+            return {}
+        with _training(autoencoder):
+            loss = autoencoder.loss(onehot)
+            _step(self.autoencoder_optimizer, loss, autoencoder)
+        with torch.no_grad():
+            autoencoder.observe(autoencoder.encode(onehot))
+        return {"act_autoencoder": float(loss.detach())}
+
+    def msan_step(
+        self,
+        networks: dict[str, nn.Module],
+        features: dict[str, list[torch.Tensor]],
+        logits: dict[str, torch.Tensor],
+        onehot: torch.Tensor,
+        views: int,
+        remaining: float,
+        regions: bool,
+        mask: torch.Tensor | None,
+    ) -> dict[str, float]:
+        """One ACT step on both MSANs.
+
+        Args:
+            networks: teacher and student, for their decoders.
+            features: detached stage features of both networks on anchor and views, ``((views + 1) * B, C, *S)``.
+            logits: detached anchor logits of both networks, ``(B, L, *S)``.
+            onehot: annotation of the anchor, ``(B, L, *S)``.
+            remaining: 1 at the start of ACT, 0 at its end; the learning rate follows a half cosine.
+
+        Returns:
+            Per-part values and the quality of the alignment: relative reconstruction error, cosine between views and
+            agreement of the decoded reconstruction's labels with the network's own.
+        """
+        act, alignment = self.alignment.act, self.alignment
+        for group in self.msan_optimizer.param_groups:
+            group["lr"] = act.lr * 0.5 * (1 - math.cos(math.pi * remaining)) + 1e-2 * act.lr
+        semantic = None
+        if alignment.autoencoder is not None:
+            with torch.no_grad():
+                semantic = alignment.autoencoder.standardise(alignment.autoencoder.encode(onehot))
+        values: dict[str, float] = {}
+        total = 0.0
+        with _training(alignment.msans):
+            for name in NETWORKS:
+                feats = [f.float() for f in features[name]]
+                batch = feats[0].shape[0] // (views + 1)
+                vectors = alignment.encode(name, feats)
+                rebuilt = alignment.reconstruct(name, vectors, feats)
+                parts = {
+                    "reconstruction": _mean([reconstruction(rebuilt[stage], feats[stage]) for stage in rebuilt]),
+                }
+                if semantic is not None:
+                    repeated = semantic.repeat(views + 1, 1)
+                    parts["semantic"] = _mean([regularisation(z, repeated) for z in vectors])
+                if views:
+                    parts["consistency"] = _mean([
+                        view_consistency(z[:batch], z[batch:].reshape(views, batch, -1)) for z in vectors
+                    ])  # fmt: skip
+                if act.decoded:
+                    anchor = [f[:batch] for f in feats]
+                    decoded = decode(networks[name], swap(anchor, {s: r[:batch] for s, r in rebuilt.items()}))
+                    own = logits[name].float()
+                    parts["decoded"] = decoded_consistency(decoded, own, regions=regions, mask=mask)
+                    values[f"act_agreement_{name}"] = _agreement(decoded, own, regions)
+                total = total + sum(getattr(act, part) * value for part, value in parts.items())
+                values.update({f"act_{part}_{name}": float(value.detach()) for part, value in parts.items()})
+            _step(self.msan_optimizer, total, alignment.msans)
+        return values
+
+    def state_dict(self) -> dict:
+        optimizer = self.autoencoder_optimizer
+        return {
+            "msan": self.msan_optimizer.state_dict(),
+            "autoencoder": optimizer.state_dict() if optimizer else None,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.msan_optimizer.load_state_dict(state["msan"])
+        if self.autoencoder_optimizer is not None:
+            self.autoencoder_optimizer.load_state_dict(state["autoencoder"])
+
+
+class _training:
+    """Parameters require gradients inside, and do not outside."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.module.requires_grad_(True)
+
+    def __exit__(self, *error) -> None:
+        self.module.requires_grad_(False)
+
+
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, module: nn.Module) -> None:
+    """Step on the gradients of ``module`` alone: networks the loss ran through keep their .grad untouched."""
+    parameters = list(module.parameters())
+    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(gradient)
+            gradient /= dist.get_world_size()
+        parameter.grad = gradient
+    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _mean(values: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(values).mean()
+
+
+@torch.no_grad()
+def _agreement(a: torch.Tensor, b: torch.Tensor, regions: bool) -> float:
+    same = ((a > 0) == (b > 0)) if regions else (a.argmax(1) == b.argmax(1))
+    return float(same.float().mean())

@@ -1,0 +1,108 @@
+"""Read and write nnU-Net checkpoints: no code runs while one is read, and no valid file is lost while one is written.
+
+nnU-Net itself reads checkpoints with `weights_only=False`, which executes whatever a pickle asks for, and writes them
+in place, so that a process killed inside `torch.save` destroys the previous valid file.
+"""
+
+from __future__ import annotations
+
+import _codecs
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nnunet_kd.errors import KDError
+
+REQUIRED_KEYS = ("network_weights", "trainer_name", "init_args")
+_NAME_ANOTHER = "name a file that nnUNetv2_train wrote"
+
+
+def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
+    """Read an nnU-Net checkpoint without running code from it.
+
+    Beyond what `torch.load(weights_only=True)` admits, only the numpy numbers that nnU-Net's logger leaves in every
+    checkpoint are allowed.
+
+    Returns nnU-Net's dictionary: network_weights, trainer_name, init_args, and whatever else was saved.
+    Raises KDError if the file is missing, truncated, no nnU-Net checkpoint, or asks for code to be run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise KDError(f"no checkpoint at {path}: train that fold first, or name another fold or checkpoint file")
+    try:
+        with torch.serialization.safe_globals(_numpy_numbers()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch comments on foreign files before it refuses them
+            checkpoint = torch.load(path, map_location=map_location, weights_only=True)
+    except PermissionError as error:
+        raise KDError(f"cannot read the checkpoint {path}: {error.strerror}; mend its permissions") from error
+    except Exception as error:  # a damaged pickle can raise anything
+        raise KDError(_why_unreadable(path, error)) from error
+    missing = [key for key in REQUIRED_KEYS if not isinstance(checkpoint, dict) or key not in checkpoint]
+    if missing:
+        raise KDError(f"{path} is not an nnU-Net checkpoint (no {', '.join(missing)}): {_NAME_ANOTHER}")
+    return checkpoint
+
+
+def save_atomically(obj: Any, path: str | Path) -> None:
+    """`torch.save` that leaves either the old file or the complete new one, whenever the process or the machine dies.
+
+    Writes to a temporary file in the same folder, forces it to disk, then renames it over `path`. The temporary's name
+    is fixed, so what a killed process leaves behind is overwritten by the next save. Only one process may save a path
+    at a time.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(obj, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Force the rename to disk. Only POSIX can open a folder; elsewhere the rename is left to the file system."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _numpy_numbers() -> list[Any]:
+    """The callables and types that a pickled numpy scalar or array names, under numpy 1.x's and 2.x's module names."""
+    scalar = np.dtype("f8").type(0).__reduce__()[0]
+    reconstruct = np.zeros(0).__reduce__()[0]
+    allowed: list[Any] = [np.dtype, np.ndarray, _codecs.encode]
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+        allowed += [(scalar, f"{module}.scalar"), (reconstruct, f"{module}._reconstruct")]
+    # Unpickling a dtype sets its concrete class's state, so each class has to be named. Numbers only, no object dtype.
+    allowed += [type(np.dtype(code)) for code in "?bBhHiIlLqQefd"]
+    return allowed
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    with open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+    text = str(error)
+    if not is_zip or "TorchScript" in text:
+        return f"{path} is not a checkpoint: {_NAME_ANOTHER}"
+    if isinstance(error, pickle.UnpicklingError):
+        # torch's text is a page of advice on switching the protection off; only the refused object's name is of use.
+        refused = text.split("GLOBAL ", 1)[1].split()[0] if "GLOBAL " in text else "something"
+        return (
+            f"refused to load {path}: it holds {refused}, which no nnU-Net checkpoint holds and which could run code; "
+            "get the checkpoint from a source you trust, or train it again"
+        )
+    return f"the checkpoint {path} is truncated or damaged: copy it again from where it was trained, or train it again"

@@ -1,0 +1,259 @@
+"""The `nnunet-kd` command: parses, calls, prints. Imports happen inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from nnunet_kd import __version__
+from nnunet_kd.errors import KDError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command. Returns the exit code; a user's mistake is one line on stderr and 2."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        options.run(options)
+    except KDError as error:
+        print(f"nnunet-kd: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("nnunet-kd: stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="nnunet-kd", description="Distil a trained nnU-Net into a light student.")
+    parser.add_argument("--version", action="version", version=f"nnunet-kd {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_convert(commands)
+    _add_plan(commands)
+    _add_trainers_path(commands)
+    _add_export(commands)
+    _add_evaluate(commands)
+    _add_fsd(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _add_convert(commands) -> None:
+    p = commands.add_parser("convert", help="a public data set as an nnU-Net raw dataset")
+    p.add_argument("name", help="chase_db1 or drive")
+    p.add_argument("source", type=Path, help="the data set's folder as published")
+    p.add_argument("--dataset-id", type=int, required=True, help="nnU-Net dataset id, 1 to 999")
+    p.add_argument("--channels", choices=["green", "rgb", "gray"], default="green", help="default: green")
+    p.add_argument("--fov-width", type=int, default=512, help="width of the field of view in pixels, 0 keeps it (default: 512)")
+    p.add_argument("--observer", type=int, choices=[1, 2], default=1, help="whose annotation (default: 1)")
+    p.add_argument("--split", choices=["first20", "last8train"], default=None,
+                   help="chase_db1 only: first20 = 20 to train, 8 to test (default); last8train = the opposite custom")  # fmt: skip
+    p.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that id")
+    p.set_defaults(run=_convert)
+
+
+def _convert(o) -> None:
+    import os
+
+    from nnunet_kd.datasets import CONVERTERS
+
+    if o.name not in CONVERTERS:
+        raise KDError(f'unknown data set "{o.name}": known are {", ".join(CONVERTERS)}')
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+        if not os.environ.get(variable):
+            raise KDError(f"environment variable {variable} is not set: export {variable}=/path/to/{variable}")
+    extra = {} if o.split is None else {"split": o.split}
+    if extra and o.name != "chase_db1":
+        raise KDError(f"--split is for chase_db1 only, {o.name} has none: leave it out")
+    report = CONVERTERS[o.name](
+        o.source, Path(os.environ["nnUNet_raw"]), Path(os.environ["nnUNet_preprocessed"]), o.dataset_id,
+        channels=o.channels, fov_width=o.fov_width or None, observer=o.observer, overwrite=o.overwrite, **extra,
+    )  # fmt: skip
+    print(report.text())
+
+
+def _add_plan(commands) -> None:
+    p = commands.add_parser("plan", help="plans for a light student, or a schedule for a teacher")
+    p.add_argument("dataset", help="nnU-Net dataset id or name")
+    p.add_argument("-c", "--configuration", required=True, help="2d, 3d_fullres, ...")
+    p.add_argument("--role", choices=["student", "teacher"], default="student", help="default: student")
+    p.add_argument("--teacher", help="student: the teacher's model folder TRAINER__PLANS__CONFIGURATION (relative to nnUNet_results or absolute)")  # noqa: E501
+    p.add_argument("--teacher-fold", default="same", help='student: the teacher\'s fold: "same" (default), "all" or a number')
+    p.add_argument("--teacher-checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
+    p.add_argument("--width", type=float, default=None, help="student: factor on the teacher's features (default: 0.25)")
+    p.add_argument("--features", type=int, nargs="+", help="features per stage; fewer than planned make a shallower network")
+    p.add_argument("--preset", help="student: named settings (default: the trainer's)")
+    p.add_argument("--base-plans", default="nnUNetPlans", help="teacher: plans to start from (default: nnUNetPlans)")
+    p.add_argument("--patch-size", type=int, nargs="+", help="teacher: patch size")
+    p.add_argument("--batch-size", type=int, help="teacher: batch size")
+    p.add_argument("--iterations", type=int, help="training steps in all (default: student: as its teacher; teacher: nnU-Net's 250,000)")  # noqa: E501
+    p.add_argument("--epochs", type=int, help="epochs to spread them over (default: about 50 steps each)")
+    p.add_argument("--seed", type=int, default=0, help="default: 0; another seed becomes part of the plans name")
+    p.add_argument("--name", help="plans name (default: nnUNetKDPlans, for teachers nnUNetTeacherPlans)")
+    p.add_argument("--overwrite", action="store_true", help="replace plans that something was trained with")
+    p.set_defaults(run=_plan)
+
+
+def _plan(o) -> None:
+    student_only = {"--teacher": o.teacher, "--width": o.width, "--preset": o.preset}
+    teacher_only = {"--patch-size": o.patch_size, "--batch-size": o.batch_size}
+    wrong = student_only if o.role == "teacher" else teacher_only
+    for flag, value in wrong.items():
+        if value is not None:
+            other = "student" if o.role == "teacher" else "teacher"
+            raise KDError(f"{flag} is for --role {other}: leave it out, or change --role")
+    from nnunet_kd.cost import cost_table
+    from nnunet_kd.plans import plan_student, plan_teacher
+
+    common = dict(features=o.features, iterations=o.iterations, epochs=o.epochs, seed=o.seed, name=o.name,
+                  overwrite=o.overwrite)  # fmt: skip
+    if o.role == "teacher":
+        planned = plan_teacher(o.dataset, o.configuration, o.base_plans, o.patch_size, o.batch_size, **common)
+        trainers = ["nnUNetTrainerScheduled"]
+    else:
+        if o.teacher is None:
+            raise KDError("--teacher FOLDER is missing: name the trained teacher's model folder (or use --role teacher)")
+        fold = int(o.teacher_fold) if o.teacher_fold.isdigit() else o.teacher_fold
+        planned = plan_student(o.dataset, o.configuration, o.teacher, 0.25 if o.width is None else o.width,
+                               preset=o.preset, teacher_fold=fold, teacher_checkpoint=o.teacher_checkpoint, **common)  # fmt: skip
+        trainers = ["nnUNetTrainerDistillation" if o.preset else "nnUNetTrainerGKD", "nnUNetTrainerScheduled"]
+        if o.preset:
+            trainers = trainers[:1]
+    print(cost_table(planned.costs))
+    schedule = planned.plans["nnunet_kd"]["schedule"]
+    print(f"\nwrote {planned.file}")
+    print(f"schedule: {schedule['epochs']} epochs x {schedule['iterations_per_epoch']} iterations, seed {o.seed}")
+    print("train with:\n  export nnUNet_extTrainer=$(nnunet-kd trainers-path)")
+    for trainer in trainers:
+        note = "   # the undistilled control" if trainer == "nnUNetTrainerScheduled" and o.role == "student" else ""
+        print(f"  nnUNetv2_train {o.dataset} {o.configuration} 0 -p {planned.plans_name} -tr {trainer}{note}")
+
+
+def _add_trainers_path(commands) -> None:
+    p = commands.add_parser("trainers-path", help="the folder for nnUNet_extTrainer")
+    p.set_defaults(run=_trainers_path)
+
+
+def _trainers_path(o) -> None:
+    from nnunet_kd.paths import trainers_path
+
+    print(trainers_path())
+
+
+def _add_export(commands) -> None:
+    p = commands.add_parser("export", help="a trained student as a stock nnU-Net model folder")
+    p.add_argument("model", help="training folder TRAINER__PLANS__CONFIGURATION (relative to nnUNet_results or absolute)")
+    p.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
+    p.add_argument("-f", "--folds", nargs="+", default=["0"], help="default: 0")
+    p.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
+    p.add_argument("--name", help="plans name of the exported model (default: made from the training's)")
+    p.add_argument("--overwrite", action="store_true")
+    p.set_defaults(run=_export)
+
+
+def _export(o) -> None:
+    from nnunet_kd.deploy.export import export_model
+    from nnunet_kd.teacher import resolve_folder
+
+    out = export_model(resolve_folder(o.model), o.out, tuple(o.folds), o.checkpoint, o.name, o.overwrite)
+    print(f"wrote {out} (verified: same logits as the training checkpoint)")
+    print(f"predict with stock nnU-Net:\n  nnUNetv2_predict_from_modelfolder -m {out} -f {' '.join(o.folds)} -i IMAGES -o OUT -device cpu")
+
+
+def _add_evaluation_options(p) -> None:
+    p.add_argument("-f", "--fold", default="0", help="default: 0")
+    p.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
+    p.add_argument("--bootstrap", type=int, default=200, help="bootstrap and permutation samples for FSD (default: 200)")
+
+
+def _add_evaluate(commands) -> None:
+    p = commands.add_parser("evaluate", help="models x domains: metrics, FSD, a report")
+    p.add_argument("--model", action="append", required=True, metavar="NAME=FOLDER", help="repeat; teacher first")
+    p.add_argument("--domain", action="append", required=True, metavar="NAME=ID[:Tr|:Ts[:GLOB]]",
+                   help="repeat; the first is the home domain, the others are unseen. Or NAME=IMAGES,LABELS[,FOV]")  # fmt: skip
+    p.add_argument("-o", "--out", type=Path, required=True, help="folder for report.html, report.json, report.csv")
+    p.add_argument("--title", default="Teacher and students at home and on unseen domains")
+    p.add_argument("-device", "--device", default="cpu", choices=["cpu", "cuda"], help="default: cpu")
+    _add_evaluation_options(p)
+    p.set_defaults(run=_evaluate)
+
+
+def _evaluate(o) -> None:
+    import os
+    import shlex
+
+    from nnunet_kd.evaluation.domains import parse_domain
+    from nnunet_kd.evaluation.evaluate import Model, evaluate
+    from nnunet_kd.evaluation.report import print_table, write_report
+    from nnunet_kd.teacher import resolve_folder
+
+    models = []
+    for text in o.model:
+        name, _, folder = text.partition("=")
+        if not folder:
+            raise KDError(f'--model "{text}" must read NAME=FOLDER')
+        models.append(Model(name, resolve_folder(folder)))
+    domains = [parse_domain(d, Path(os.environ.get("nnUNet_raw", "."))) for d in o.domain]
+    command = shlex.join(["nnunet-kd", *sys.argv[1:]])
+    report = evaluate(models, domains, o.out, o.fold, o.checkpoint, o.device, o.title, [command], bootstrap=o.bootstrap)
+    page = write_report(report, o.out, o.title, domains)
+    print(print_table(report))
+    print(f"report: {page}")
+
+
+def _add_fsd(commands) -> None:
+    p = commands.add_parser("fsd", help="Frechet Semantic Distance of a trained run between domains")
+    p.add_argument("--model", required=True, help="training folder of a student trained with nnUNetTrainerGKD")
+    p.add_argument("--source", required=True, metavar="NAME=ID[:Tr|:Ts[:GLOB]]", help="held-out cases of the home domain")
+    p.add_argument("--target", action="append", required=True, metavar="NAME=ID[...]", help="repeat; unseen domains")
+    p.add_argument("--networks", nargs="+", choices=["student", "teacher"], default=["student", "teacher"])
+    p.add_argument("-o", "--out", type=Path, help="write the result as JSON")
+    _add_evaluation_options(p)
+    p.set_defaults(run=_fsd)
+
+
+def _fsd(o) -> None:
+    import json
+    import os
+
+    from nnunet_kd.evaluation.domains import parse_domain
+    from nnunet_kd.evaluation.evaluate import compare_semantics
+    from nnunet_kd.plans import write_json_atomically
+    from nnunet_kd.teacher import resolve_folder
+
+    raw = Path(os.environ.get("nnUNet_raw", "."))
+    source, targets = parse_domain(o.source, raw), [parse_domain(t, raw) for t in o.target]
+    folder = resolve_folder(o.model)
+    found = compare_semantics(folder.name, folder, source, targets, o.fold, o.checkpoint, tuple(o.networks), o.bootstrap)
+    for row in found:
+        low, high = row["kernel_interval"]
+        print(
+            f"{row['network']:8} {row['source']} -> {row['target']}: FSD {row['fsd']:.3f} (relative {row['relative']:.3f}), "
+            f"extrapolated {row['fsd_extrapolated']:.3f}, kernel {row['kernel']:.4f} [{low:.4f}, {high:.4f}], p {row['p_value']:.3f}, "
+            f"n {row['n_a']}/{row['n_b']}, d {row['dim']}"
+        )
+        for warning in row["warnings"]:
+            print(f"         warning: {warning}")
+    if o.out:
+        o.out.parent.mkdir(parents=True, exist_ok=True)
+        write_json_atomically({"fsd": found}, o.out)
+    print(json.dumps({"fsd": found}))
+
+
+def _add_demo(commands) -> None:
+    p = commands.add_parser("demo", help="the main job on built-in data, in about ten minutes on two CPU cores")
+    p.add_argument("--seed", type=int, default=0, help="default: 0")
+    p.add_argument("-o", "--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
+    p.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs (about 3 minutes)")
+    p.set_defaults(run=_demo)
+
+
+def _demo(o) -> None:
+    from nnunet_kd.demo import run_demo
+
+    run_demo(o.out, o.seed, o.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

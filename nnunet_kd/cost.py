@@ -1,0 +1,55 @@
+"""What a network costs: parameters, floating point operations, CPU time per patch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Cost of one forward of one patch. ``milliseconds`` is the fastest of several runs on ``threads`` CPU threads."""
+
+    parameters: int
+    flops: int
+    milliseconds: float | None
+    threads: int
+
+
+def count_parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@torch.no_grad()
+def measure_cost(network: nn.Module, channels: int, patch_size: Sequence[int], repeats: int = 5) -> Cost:
+    """Count parameters and FLOPs (torch's own counter, a multiply-add is two) and time the forward on the CPU."""
+    network = network.eval()
+    x = torch.zeros(1, channels, *patch_size)
+    with FlopCounterMode(display=False) as counter:
+        network(x)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        network(x)
+        best = min(best, time.perf_counter() - start)
+    return Cost(count_parameters(network), counter.get_total_flops(), 1e3 * best, torch.get_num_threads())
+
+
+def cost_table(costs: dict[str, Cost]) -> str:
+    """A text table of named costs; percentages and speed-ups are relative to the first row."""
+    first = next(iter(costs.values()))
+    rows = [("network", "parameters", "", "MFLOPs/patch", "", "CPU ms/patch", "")]
+    for name, cost in costs.items():
+        faster = "" if not cost.milliseconds else f"{first.milliseconds / cost.milliseconds:.1f}x"
+        rows.append((
+            name, f"{cost.parameters:,}", f"{100 * cost.parameters / first.parameters:.2f}%", f"{cost.flops / 1e6:,.0f}",
+            f"{100 * cost.flops / first.flops:.2f}%", f"{cost.milliseconds:.1f}", faster,
+        ))  # fmt: skip
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in rows]  # noqa: B905
+    return "\n".join([*lines, f"(fastest of several forwards of one patch, {first.threads} CPU threads)"])

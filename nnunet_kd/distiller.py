@@ -1,0 +1,263 @@
+"""One training step's distillation: views -> features -> semantic vectors -> terms.
+
+Knows tensors and modules, not nnU-Net's trainer. A step runs
+
+1. ``prepare``: views of the batch, one teacher forward over all that is needed of them;
+2. ``terms``: the distillation terms from the student's logits and encoder features (their one forward is the trainer's);
+3. ``align``: a step of the P-SAE or of the MSANs, on detached features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from nnunet_kd.alignment import Alignment, AlignmentTrainer
+from nnunet_kd.config import Config
+from nnunet_kd.losses import cross_prediction_loss, gather_with_gradient, inter_graph_loss, intra_graph_loss, logit_kd
+from nnunet_kd.stages import StageTable, decode, encode, pair_stages, swap
+from nnunet_kd.views import Views
+
+QUALITY = ("reconstruction", "consistency", "agreement")
+
+
+@dataclass
+class Step:
+    """What one batch carries from ``prepare`` to ``align``."""
+
+    data: torch.Tensor
+    views: int
+    phase: str
+    progress: float
+    onehot: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    teacher_features: list[torch.Tensor] | None = None
+    teacher_logits: torch.Tensor | None = None
+    student_features: list[torch.Tensor] | None = None
+    student_logits: torch.Tensor | None = None
+
+    @property
+    def batch(self) -> int:
+        return self.data.shape[0] // (self.views + 1)
+
+
+class Distiller:
+    """Views, MSANs and terms of one run.
+
+    Args:
+        config: the run's settings.
+        tables: stage tables of teacher and student (none for controls without MSAN terms).
+        patch_size: spatial size of the training patches.
+        num_outputs: segmentation heads (classes, or regions).
+        regions: sigmoid heads.
+        keep_zero: per image channel, whether pixels that are exactly 0 lie outside the field of view.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        student: nn.Module,
+        tables: dict[str, StageTable] | None,
+        patch_size: Sequence[int],
+        num_outputs: int,
+        regions: bool,
+        keep_zero: Sequence[bool],
+        device: torch.device,
+    ) -> None:
+        self.config, self.regions, self.device = config, regions, device
+        self.student, self.teacher = student, None
+        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+        # a generator of their own: drawing views leaves the loader's random numbers, and so the batches, as they are
+        self.generator = torch.Generator(device=device).manual_seed(config.seed + 1_000_003 * (rank + 1))
+        self.views = Views(config.views.preset, keep_zero) if config.views else None
+        self.alignment: Alignment | None = None
+        self.aligner: AlignmentTrainer | None = None
+        if config.terms.need_msan:
+            pairs = pair_stages(tables["teacher"], tables["student"], config.msan.stages)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                self.alignment = Alignment(config.msan, config.act, pairs, tables, patch_size, num_outputs)
+            self.alignment.to(device)
+            self.aligner = AlignmentTrainer(self.alignment)
+
+    @property
+    def view_count(self) -> int:
+        return self.config.views.count if self.views else 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.config.terms.active)
+
+    @property
+    def needs_features(self) -> bool:
+        return self.alignment is not None
+
+    @property
+    def log_keys(self) -> list[str]:
+        """Names of the values a step may report, in the order of the pictures."""
+        keys = [t if t != "cross" else f"cross_{way}" for t in self.config.terms.active
+                for way in (("ts", "st") if t == "cross" else ("",))]  # fmt: skip
+        if self.alignment is not None:
+            keys += [f"act_{q}_{n}" for q in QUALITY for n in ("teacher", "student")]
+            keys += [f"act_semantic_{n}" for n in ("teacher", "student") if self.alignment.autoencoder is not None]
+            keys += [f"act_decoded_{n}" for n in ("teacher", "student") if self.config.act.decoded]
+            keys += ["act_autoencoder"] if self.alignment.autoencoder is not None else []
+        return keys
+
+    def attach(self, teacher: nn.Module) -> None:
+        """Give the distiller its teacher, once training starts."""
+        self.teacher = teacher
+
+    def phase(self, progress: float) -> str:
+        """ "warm-up", "act" or "distil" at this fraction of the training."""
+        if self.alignment is None:
+            return "distil"
+        act = self.config.act
+        return "warm-up" if progress < act.start else "act" if progress < act.end else "distil"
+
+    def weight(self, term: str, progress: float) -> float:
+        """The term's weight now: 0 before its start, then a linear ramp."""
+        settings = getattr(self.config.terms, term)
+        start = 0.0 if term == "kd" else self.config.act.end
+        if progress < start:
+            return 0.0
+        ramp = self.config.ramp
+        return settings.weight * (min(1.0, (progress - start) / ramp) if ramp > 0 else 1.0)
+
+    def prepare(
+        self, data: torch.Tensor, onehot: torch.Tensor | None, mask: torch.Tensor | None, progress: float
+    ) -> Step:
+        """Draw the views and run the teacher.
+
+        Args:
+            data: ``(B, C, *S)``, nnU-Net's augmented patches (the anchors).
+            onehot: annotation ``(B, L, *S)`` for the P-SAE.
+            mask: ``(B, 1, *S)``, True where annotated; None without an ignore label.
+        """
+        views = [self.views(data, self.generator) for _ in range(self.view_count)]
+        step = Step(torch.cat([data, *views]) if views else data, len(views), self.phase(progress), progress, onehot, mask)
+        kd = self.config.terms.kd
+        if self.teacher is None or not (kd or (self.alignment is not None and step.phase != "warm-up")):
+            return step
+        everything = (self.alignment is not None and step.phase != "warm-up") or (kd and kd.target == "view")
+        seen = step.data if everything else data
+        with torch.no_grad():
+            if self.alignment is not None and step.phase != "warm-up":
+                step.teacher_features = encode(self.teacher.network, seen)
+                features = step.teacher_features
+                if not (kd and kd.target == "view"):
+                    features = [f[: step.batch] for f in features]
+                step.teacher_logits = decode(self.teacher.network, features)
+            else:
+                step.teacher_logits = self.teacher(seen)
+        return step
+
+    def terms(self, step: Step) -> dict[str, tuple[float, torch.Tensor]]:
+        """The terms that are on now: ``{name: (weight, value)}``. ``step`` must hold the student's logits and features."""
+        settings, found = self.config.terms, {}
+        if settings.kd is not None:
+            found["kd"] = (self.weight("kd", step.progress), self._kd(step))
+        if step.phase != "distil" or self.alignment is None:
+            return found
+        student = self.alignment.encode("student", step.student_features)
+        with torch.no_grad():
+            teacher = self.alignment.encode("teacher", step.teacher_features)
+        for name, graph in (("intra", intra_graph_loss), ("inter", inter_graph_loss)):
+            term = getattr(settings, name)
+            if term is not None:
+                values = [
+                    graph(self._by_view(s, step), self._by_view(t, step), term.tau, term.form, gather=gather_with_gradient)
+                    for s, t in zip(student, teacher, strict=True)
+                ]
+                found[name] = (self.weight(name, step.progress), torch.stack(values).mean())
+        if settings.cross is not None:
+            weight, cross = self.weight("cross", step.progress), settings.cross
+            if cross.ts:
+                found["cross_ts"] = (weight * cross.ts, self._cross_ts(step, teacher))
+            if cross.st:
+                found["cross_st"] = (weight * cross.st, self._cross_st(step, student))
+        return found
+
+    def align(self, step: Step) -> dict[str, float]:
+        """The alignment networks' own step: the P-SAE while warming up, then ACT; afterwards only if ``joint``."""
+        if self.alignment is None:
+            return {}
+        if step.phase == "warm-up":
+            return self.aligner.autoencoder_step(step.onehot)
+        if step.phase == "distil" and self.config.msan.after_act == "frozen":
+            return {}
+        end = self.config.act.end if self.config.msan.after_act == "frozen" else 1.0
+        remaining = (end - step.progress) / (end - self.config.act.start)
+        features = {
+            "teacher": step.teacher_features,
+            "student": [f.detach() for f in step.student_features],
+        }
+        logits = {
+            "teacher": step.teacher_logits[: step.batch],
+            "student": step.student_logits[: step.batch].detach(),
+        }
+        with torch.autocast(self.device.type, enabled=False):
+            networks = {"teacher": self.teacher.network, "student": self.student}
+            return self.aligner.msan_step(networks, features, logits, step.onehot, step.views, remaining, self.regions, step.mask)
+
+    def state_dict(self) -> dict:
+        """Everything an exact continuation needs, the teacher excepted."""
+        state = {"generator": self.generator.get_state()}
+        if self.alignment is not None:
+            state["alignment"] = self.alignment.state_dict()
+            state["optimizers"] = self.aligner.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        self.generator.set_state(state["generator"].cpu())
+        if self.alignment is not None:
+            self.alignment.load_state_dict(state["alignment"])
+            self.aligner.load_state_dict(state["optimizers"])
+
+    def _kd(self, step: Step) -> torch.Tensor:
+        settings = self.config.terms.kd
+        student, teacher, mask = step.student_logits, step.teacher_logits, step.mask
+        seen = student.shape[0] // step.batch
+        if settings.target == "anchor":
+            teacher = _repeat(teacher[: step.batch], seen)
+        if mask is not None:
+            mask = _repeat(mask, seen)
+        return logit_kd(student, teacher[: student.shape[0]], settings.temperature, self.regions, mask)
+
+    def _by_view(self, vectors: torch.Tensor, step: Step) -> torch.Tensor:
+        return vectors.reshape(step.views + 1, step.batch, -1)
+
+    def _sources(self, step: Step) -> tuple[slice, int]:
+        """Which rows the student's side of DICD uses (anchor, or the views), and how often that repeats the anchors."""
+        if self.config.terms.cross.views == "cross":
+            return slice(step.batch, None), step.views
+        return slice(0, step.batch), 1
+
+    def _cross_ts(self, step: Step, teacher: list[torch.Tensor]) -> torch.Tensor:
+        """Teacher vectors of the anchor through the SAN's headers into the student's decoder."""
+        rows, times = self._sources(step)
+        features = [f[rows] for f in step.student_features]
+        rebuilt = self.alignment.reconstruct("student", [_repeat(z[: step.batch], times) for z in teacher], features)
+        crossed = decode(self.student, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
+        return self._against_teacher(step, crossed, times)
+
+    def _cross_st(self, step: Step, student: list[torch.Tensor]) -> torch.Tensor:
+        """Student vectors through the TAN's headers into the teacher's decoder, with the teacher's anchor skips."""
+        rows, times = self._sources(step)
+        features = [_repeat(f[: step.batch], times) for f in step.teacher_features]
+        rebuilt = self.alignment.reconstruct("teacher", [z[rows] for z in student], features)
+        crossed = decode(self.teacher.network, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
+        return self._against_teacher(step, crossed, times)
+
+    def _against_teacher(self, step: Step, crossed: torch.Tensor, times: int) -> torch.Tensor:
+        mask = None if step.mask is None else _repeat(step.mask, times)
+        return cross_prediction_loss(crossed, _repeat(step.teacher_logits[: step.batch], times), self.regions, mask)
+
+
+def _repeat(x: torch.Tensor, times: int) -> torch.Tensor:
+    """Repeat along the batch axis in the order of the views: all samples, then all samples again."""
+    return x if times == 1 else x.repeat(times, *[1] * (x.ndim - 1))

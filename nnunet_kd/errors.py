@@ -1,0 +1,29 @@
+"""User errors: one line that says what is wrong, where, and how to mend it."""
+
+from __future__ import annotations
+
+import sys
+
+
+class KDError(Exception):
+    """A mistake the user can mend. The message is one line and holds the fix."""
+
+
+def print_user_errors_in_one_line() -> None:
+    """Let an uncaught KDError end the process with its one line instead of a traceback.
+
+    nnU-Net's commands have no error handling of their own, so the trainers call this when they are imported. Every other
+    exception keeps Python's traceback.
+    """
+    previous = sys.excepthook
+    if getattr(previous, "_nnunet_kd", False):
+        return
+
+    def hook(kind, value, traceback) -> None:
+        if issubclass(kind, KDError):
+            print(f"nnunet-kd: error: {value}", file=sys.stderr)
+        else:
+            previous(kind, value, traceback)
+
+    hook._nnunet_kd = True
+    sys.excepthook = hook

@@ -1,0 +1,138 @@
+"""Semantic vectors of whole cases: what the Frechet Semantic Distance is computed on.
+
+A trained run keeps its MSANs in its checkpoint. Every case is preprocessed by nnU-Net, cut into patches of the training
+size, encoded by the student (or its teacher), and each patch's stage feature becomes one vector.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+from tqdm import tqdm
+
+from nnunet_kd.alignment import Alignment
+from nnunet_kd.checkpoints import load_checkpoint
+from nnunet_kd.config import SECTION, read_config
+from nnunet_kd.errors import KDError
+from nnunet_kd.evaluation.domains import Domain
+from nnunet_kd.evaluation.predict import make_our_trainers_known
+from nnunet_kd.stages import StageTable, encode, pair_stages, stage_table
+from nnunet_kd.teacher import ModelFolder, load_network, load_teacher, read_model_folder
+
+
+@dataclass
+class AlignedRun:
+    """A trained run with its MSANs: everything that turns an image into semantic vectors."""
+
+    model: ModelFolder
+    student: nn.Module
+    teacher: nn.Module | None
+    alignment: Alignment
+
+
+def has_alignment(folder: str | Path, fold: int | str = 0, checkpoint: str = "checkpoint_final.pth") -> bool:
+    """Whether a model folder's checkpoint holds MSANs (an exported model or a control does not)."""
+    state = load_checkpoint(read_model_folder(folder).checkpoint(fold, checkpoint)).get(SECTION, {})
+    return "alignment" in state.get("distiller", {})
+
+
+def load_aligned_run(
+    folder: str | Path, fold: int | str = 0, checkpoint: str = "checkpoint_final.pth", with_teacher: bool = True
+) -> AlignedRun:
+    """Load a training folder's student, its MSANs and, if wanted, its teacher.
+
+    Raises:
+        KDError: no MSAN in the checkpoint (name a folder trained with nnUNetTrainerGKD, not an export).
+    """
+    make_our_trainers_known()
+    model = read_model_folder(folder)
+    file = model.checkpoint(fold, checkpoint)
+    content = load_checkpoint(file)
+    state = content.get(SECTION, {}).get("distiller", {}).get("alignment")
+    if state is None:
+        raise KDError(
+            f"{file} holds no MSAN, so it has no semantic vectors: pass nnU-Net's training folder of a student trained with "
+            "nnUNetTrainerGKD (an exported model keeps only the student)"
+        )
+    from nnunet_kd import trainer as trainers
+
+    preset = getattr(trainers, content["trainer_name"]).preset
+    config = read_config(model.plans, preset, content["trainer_name"])
+    student = load_network(model, fold, checkpoint)
+    stages = config.teacher.stages
+    tables = {
+        "teacher": StageTable(stages.family, tuple(stages.channels), tuple(tuple(s) for s in stages.strides)),
+        "student": stage_table(student),
+    }
+    plans = PlansManager(model.plans)
+    configuration = plans.get_configuration(model.configuration)
+    outputs = plans.get_label_manager(model.dataset_json).num_segmentation_heads
+    pairs = pair_stages(tables["teacher"], tables["student"], config.msan.stages)
+    alignment = Alignment(config.msan, config.act, pairs, tables, configuration.patch_size, outputs)
+    alignment.load_state_dict(state)
+    teacher = None
+    if with_teacher:
+        teacher = load_teacher(config.teacher, fold, model.plans, model.configuration, model.dataset_json).network
+    return AlignedRun(model, student, teacher, alignment.eval())
+
+
+@torch.no_grad()
+def semantic_vectors(
+    run: AlignedRun, domain: Domain, networks: tuple[str, ...] = ("student",), step: float = 0.5, batch_size: int = 8
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Semantic vectors of a domain.
+
+    Args:
+        networks: "student", "teacher".
+        step: distance of neighbouring patches as a fraction of the patch.
+
+    Returns:
+        ``{network: (n, d)}`` (vectors of several paired stages side by side) and the case of each of the n patches.
+        Patches without a single non-zero pixel (outside the field of view) are left out.
+    """
+    vectors: dict[str, list[np.ndarray]] = {n: [] for n in networks}
+    owners: list[str] = []
+    modules = {"student": run.student, "teacher": run.teacher}
+    for case in tqdm(domain.cases, desc=f"vectors {domain.name}", unit="case", leave=False):
+        patches = _patches(_preprocess(run.model, domain, case), run.model, step)
+        owners += [case] * len(patches)
+        for i in range(0, len(patches), batch_size):
+            batch = torch.stack(patches[i : i + batch_size])
+            for name in networks:
+                found = run.alignment.encode(name, encode(modules[name], batch))
+                vectors[name].append(torch.cat(found, dim=1).numpy())
+    return {n: np.concatenate(v) for n, v in vectors.items()}, owners
+
+
+def _preprocess(model: ModelFolder, domain: Domain, case: str) -> np.ndarray:
+    plans = PlansManager(model.plans)
+    configuration = plans.get_configuration(model.configuration)
+    files = [str(domain.images / f"{case}_{int(c):04d}{domain.file_ending}") for c in model.dataset_json["channel_names"]]
+    with contextlib.redirect_stdout(io.StringIO()):
+        data, _, _ = configuration.preprocessor_class(verbose=False).run_case(
+            files, None, plans, configuration, model.dataset_json
+        )
+    return np.asarray(data)
+
+
+def _patches(data: np.ndarray, model: ModelFolder, step: float) -> list[torch.Tensor]:
+    patch = list(PlansManager(model.plans).get_configuration(model.configuration).patch_size)
+    slices = [data] if data.ndim - 1 == len(patch) else [data[:, z] for z in range(data.shape[1])]
+    found = []
+    for image in slices:
+        short = [max(0, p - s) for p, s in zip(patch, image.shape[1:], strict=True)]
+        image = np.pad(image, [(0, 0), *[(s // 2, s - s // 2) for s in short]])
+        starts = compute_steps_for_sliding_window(image.shape[1:], patch, step)
+        for corner in np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, len(patch)):
+            cut = image[(slice(None), *[slice(c, c + p) for c, p in zip(corner, patch, strict=True)])]
+            if cut.any():
+                found.append(torch.from_numpy(np.ascontiguousarray(cut)).float())
+    return found

@@ -1,0 +1,131 @@
+"""Dual Contrastive Graph Distillation (DCGD): the relations between semantic vectors.
+
+EVIDENCE: every sample enters both models under several augmentations at once; the intra-coupling graph is a star with
+the anchor at its centre, the inter-coupling graph is complete; both graphs of both models enter one loss.
+RECONSTRUCTION: edges are cosines, rows are softmaxes at ``tau`` compared by KL, and the star's leaves hold the views of
+the other samples too. Over the own views alone ACT makes all edges equal, and a softmax over equal edges says nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_kd.losses.precision import full_precision
+
+Gather = Callable[[Tensor], Tensor]
+FORMS = ("softmax", "squared")
+
+
+@full_precision
+def intra_graph_loss(
+    student: Tensor, teacher: Tensor, tau: float = 0.1, form: str = "softmax", gather: Gather | None = None
+) -> Tensor:
+    """Star graph: every anchor against all views of all samples. RECONSTRUCTION of DCGD's intra-coupling graph.
+
+    One row per anchor i, one edge ``cos(z_i^0, z_j^k)`` per sample j and view k >= 1.
+
+    Args:
+        student: vectors `(K+1, B, d)`, row 0 the anchors; the gradient goes here.
+        teacher: vectors `(K+1, B, d')` of the same views; detached. d' may differ from d.
+        tau: temperature of the rows' softmax.
+        form: "softmax" for ``KL(teacher row || student row)``, mean over rows; "squared" for the mean squared
+            difference of the cosines. Rows of one edge (K = B = 1) take the squared form: their softmax is constant.
+        gather: applied to both before the graph is built, e.g. :func:`gather_with_gradient`.
+
+    Raises:
+        ValueError: no views (K = 0), vectors that do not fit each other, an unknown form.
+    """
+    student, teacher = _prepare(student, teacher, form, gather)
+    return _compare(_star(student), _star(teacher), tau, form)
+
+
+@full_precision
+def inter_graph_loss(
+    student: Tensor, teacher: Tensor, tau: float = 0.1, form: str = "softmax", gather: Gather | None = None
+) -> Tensor:
+    """Complete graph over all `(K+1) * B` vectors. RECONSTRUCTION of DCGD's inter-coupling graph.
+
+    One row per vector, one edge per other vector; self is excluded. Arguments as in :func:`intra_graph_loss`.
+    """
+    student, teacher = _prepare(student, teacher, form, gather)
+    return _compare(_complete(student), _complete(teacher), tau, form)
+
+
+def gather_with_gradient(vectors: Tensor) -> Tensor:
+    """The vectors of all ranks, concatenated along the sample axis, in rank order.
+
+    Every rank then computes the loss of the whole batch. The gradients of all ranks' losses are summed for the local
+    vectors, so that after DDP's averaging the parameters get the gradient of one process with the whole batch.
+    Ranks may hold different numbers of samples (nnU-Net splits a batch unevenly). Without an initialised process group
+    this is the identity.
+
+    Args:
+        vectors: `(K+1, B_rank, d)`.
+
+    Returns:
+        `(K+1, sum of B_rank, d)`.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return vectors
+    return _Gather.apply(vectors)
+
+
+class _Gather(torch.autograd.Function):
+    # torch.distributed.nn's all_gather asks for equal shapes on all ranks
+    @staticmethod
+    def forward(ctx, local: Tensor) -> Tensor:
+        rank, world = dist.get_rank(), dist.get_world_size()
+        count = torch.tensor([local.shape[1]], device=local.device)
+        counts = [torch.zeros_like(count) for _ in range(world)]
+        dist.all_gather(counts, count)
+        counts = [int(c) for c in counts]
+        padded = F.pad(local, (0, 0, 0, max(counts) - local.shape[1])).contiguous()
+        parts = [torch.empty_like(padded) for _ in range(world)]
+        dist.all_gather(parts, padded)
+        ctx.start, ctx.count = sum(counts[:rank]), counts[rank]
+        return torch.cat([part[:, :c] for part, c in zip(parts, counts, strict=True)], 1)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[:, ctx.start : ctx.start + ctx.count]
+
+
+def _prepare(student: Tensor, teacher: Tensor, form: str, gather: Gather | None) -> tuple[Tensor, Tensor]:
+    if form not in FORMS:
+        raise ValueError(f'unknown form "{form}", use one of {", ".join(FORMS)}')
+    if student.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
+        raise ValueError(
+            f"student {tuple(student.shape)} and teacher {tuple(teacher.shape)} must be (K+1, B, d) with the same K, B"
+        )
+    if student.shape[0] < 2:
+        raise ValueError("DCGD compares an anchor with its views, got vectors of the anchor alone (K = 0)")
+    teacher = teacher.detach()
+    if gather is not None:
+        student, teacher = gather(student), gather(teacher)
+    # eps far above float32's smallest: the gradient at a vanishing vector grows with 1/eps
+    return F.normalize(student, dim=-1, eps=1e-6), F.normalize(teacher, dim=-1, eps=1e-6)
+
+
+def _star(vectors: Tensor) -> Tensor:
+    return vectors[0] @ vectors[1:].flatten(0, 1).T
+
+
+def _complete(vectors: Tensor) -> Tensor:
+    nodes = vectors.flatten(0, 1)
+    count = nodes.shape[0]
+    others = ~torch.eye(count, dtype=torch.bool, device=nodes.device)
+    return (nodes @ nodes.T)[others].view(count, count - 1)
+
+
+def _compare(student: Tensor, teacher: Tensor, tau: float, form: str) -> Tensor:
+    if form == "squared" or student.shape[1] < 2:
+        return F.mse_loss(student, teacher)
+    log_s, log_t = F.log_softmax(student / tau, 1), F.log_softmax(teacher / tau, 1)
+    return (log_t.exp() * (log_t - log_s)).sum(1).mean()

@@ -1,0 +1,62 @@
+"""Logit distillation: the student's prediction against the teacher's, pixel by pixel."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nnunet_kd.losses.precision import full_precision
+
+
+@full_precision
+def logit_kd(
+    student: Tensor, teacher: Tensor, temperature: float = 1.0, regions: bool = False, mask: Tensor | None = None
+) -> Tensor:
+    r"""Kullback-Leibler divergence of the student's from the teacher's softened prediction.
+
+    .. math:: L = T^2 \cdot \mathrm{mean}_i \sum_c p^t_{ic} (\log p^t_{ic} - \log p^s_{ic}), \quad p = \mathrm{softmax}(z/T)
+
+    The mean runs over all valid pixels of all samples and nothing else: it is not divided by the number of classes
+    (``reduction="mean"``) and not multiplied by the number of pixels (``reduction="batchmean"``). T^2 keeps the
+    gradient's size when T changes.
+
+    Source: Hinton et al., "Distilling the knowledge in a neural network", 2015. The GKD paper draws no such branch;
+    this term is the baseline, and the divergence inside DICD and ACT.
+
+    Args:
+        student: logits `(B, C, *S)`; the gradient goes here.
+        teacher: logits `(B, C, *S)`; detached.
+        temperature: T > 0.
+        regions: the channels are overlapping regions with a sigmoid each. The divergence is then that of the
+            Bernoulli variables, summed over the channels.
+        mask: `(B, 1, *S)`, true (or a weight) where the pixel counts. Nothing valid gives 0, with a gradient of 0.
+
+    Returns:
+        A scalar, 0 where both predictions agree.
+
+    Raises:
+        ValueError: shapes that do not fit each other.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} differ")
+    divergence = _bernoulli_kl if regions else _softmax_kl
+    per_pixel = temperature**2 * divergence(student / temperature, teacher.detach() / temperature)
+    if mask is None:
+        return per_pixel.mean()
+    if mask.shape != (student.shape[0], 1, *student.shape[2:]):
+        raise ValueError(f"mask {tuple(mask.shape)} must be (B, 1, *S) for logits {tuple(student.shape)}")
+    weight = mask[:, 0].to(per_pixel.dtype)
+    return (per_pixel * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).eps)
+
+
+def _softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    # log_softmax, never log of softmax: sharp teachers would give log(0)
+    log_s, log_t = F.log_softmax(student, 1), F.log_softmax(teacher, 1)
+    return (log_t.exp() * (log_t - log_s)).sum(1)
+
+
+def _bernoulli_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    inside = teacher.sigmoid() * (F.logsigmoid(teacher) - F.logsigmoid(student))
+    outside = (-teacher).sigmoid() * (F.logsigmoid(-teacher) - F.logsigmoid(-student))
+    return (inside + outside).sum(1)

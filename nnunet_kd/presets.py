@@ -1,0 +1,47 @@
+"""Named settings of a run: the paper's ablation columns, the matched controls, and the default.
+
+Each preset is a part of the plans section "nnunet_kd"; the section overrides it key by key. ``paper`` keeps the published
+shapes (vector MSAN at the bottleneck, frozen after ACT, no logit KD) with RECONSTRUCTED weights; ``default`` is this
+project's choice and is measured against the controls in docs/results.md.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+_PAPER: dict[str, Any] = {
+    "views": {"preset": "light", "count": 2, "student_loss": "anchor"},
+    "msan": {"kind": "vector", "stages": ["bottleneck"], "after_act": "frozen"},
+    "act": {},
+}
+_INTRA: dict[str, Any] = {"intra": {"weight": 1.0}}
+_INTER: dict[str, Any] = {"inter": {"weight": 1.0}}
+_CROSS: dict[str, Any] = {"cross": {"weight": 1.0, "views": "same"}}
+_STRONG: dict[str, Any] = {"preset": "strong", "count": 1, "student_loss": "all"}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # controls
+    "student": {},
+    "views-only": {"views": _STRONG},
+    "kd": {"terms": {"kd": {"weight": 1.0}}},
+    "kd+views": {"views": _STRONG, "terms": {"kd": {"weight": 1.0, "target": "anchor"}}},
+    # the paper's ablation columns
+    "intra": {**_PAPER, "terms": _INTRA},
+    "inter": {**_PAPER, "terms": _INTER},
+    "cross": {**_PAPER, "terms": _CROSS},
+    "intra+inter": {**_PAPER, "terms": {**_INTRA, **_INTER}},
+    "all": {**_PAPER, "terms": {**_INTRA, **_INTER, **_CROSS}},
+    "paper": {**_PAPER, "terms": {**_INTRA, **_INTER, **_CROSS}},
+    # ours
+    "default": {
+        "views": _STRONG,
+        "msan": {"kind": "spatial", "stages": ["bottleneck"], "dim": 256, "after_act": "joint"},
+        "act": {},
+        "terms": {
+            "kd": {"weight": 1.0, "target": "anchor"},
+            "intra": {"weight": 0.1},
+            "inter": {"weight": 0.1},
+            "cross": {"weight": 0.3, "views": "cross"},
+        },
+    },
+}

@@ -1,0 +1,228 @@
+"""A trained nnU-Net model folder as one frozen module: strict, fold-matched, safely loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from nnunet_kd.checkpoints import load_checkpoint
+from nnunet_kd.config import SECTION, Teacher, TeacherStages
+from nnunet_kd.errors import KDError
+from nnunet_kd.stages import StageTable, stage_table
+
+
+@dataclass
+class ModelFolder:
+    """nnU-Net's training output folder: ``Trainer__Plans__configuration`` with plans.json and dataset.json."""
+
+    path: Path
+    plans: dict
+    dataset_json: dict
+    configuration: str
+
+    @property
+    def plans_hash(self) -> str:
+        """Hash of what the network and its input depend on."""
+        relevant = {"dataset": self.plans["dataset_name"], "configuration": self.configuration,
+                    "plans": self.plans["configurations"]}  # fmt: skip
+        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+    def checkpoint(self, fold: int | str, name: str = "checkpoint_final.pth") -> Path:
+        return self.path / f"fold_{fold}" / name
+
+    def trained_folds(self, name: str = "checkpoint_final.pth") -> list[str]:
+        return sorted(p.parent.name[len("fold_") :] for p in self.path.glob(f"fold_*/{name}"))
+
+
+def resolve_folder(folder: str | Path) -> Path:
+    """An absolute path, or one relative to nnUNet_results (tried first) or to the current folder."""
+    folder = Path(folder).expanduser()
+    if folder.is_absolute():
+        return folder
+    if nnUNet_results.is_set() and (Path(str(nnUNet_results)) / folder).is_dir():
+        return Path(str(nnUNet_results)) / folder
+    return folder.resolve()
+
+
+def read_model_folder(folder: str | Path) -> ModelFolder:
+    """Read plans and dataset.json of a trained model folder (``.../fold_0`` is accepted too).
+
+    Raises:
+        KDError: the folder or one of its files is missing or unreadable, or its name does not tell the configuration.
+    """
+    path = resolve_folder(folder)
+    if path.name.startswith("fold_"):
+        path = path.parent
+    if not path.is_dir():
+        raise KDError(f"model folder {path} does not exist: pass nnU-Net's folder TRAINER__PLANS__CONFIGURATION")
+    content = {}
+    for name in ("plans.json", "dataset.json"):
+        try:
+            content[name] = json.loads((path / name).read_text())
+        except FileNotFoundError:
+            raise KDError(f"{path / name} is missing: train the model first with nnUNetv2_train, or fix the path") from None
+        except json.JSONDecodeError as error:
+            raise KDError(f"{path / name} is not valid JSON ({error}): train the model again or restore the file") from None
+    plans, dataset_json = content["plans.json"], content["dataset.json"]
+    configuration = path.name.split("__")[-1]
+    if configuration not in plans.get("configurations", {}):
+        configuration = _configuration_of_checkpoint(path, plans)
+    return ModelFolder(path, plans, dataset_json, configuration)
+
+
+def _configuration_of_checkpoint(path: Path, plans: dict) -> str:
+    """The configuration of a renamed folder (an exported model, say), from its first checkpoint."""
+    for file in sorted(path.glob("fold_*/checkpoint_*.pth")):
+        configuration = load_checkpoint(file)["init_args"]["configuration"]
+        if configuration in plans.get("configurations", {}):
+            return configuration
+    raise KDError(
+        f"{path} is not named TRAINER__PLANS__CONFIGURATION and holds no checkpoint that tells its configuration: "
+        f"name it so that it ends in __CONFIGURATION (one of {', '.join(plans.get('configurations', {}))})"
+    )
+
+
+def build_network(model: ModelFolder, trainer_name: str = "nnUNetTrainer") -> nn.Module:
+    """The untrained network of a model folder, built by the trainer class that trained it, without deep supervision."""
+    manager = PlansManager(model.plans)
+    configuration = manager.get_configuration(model.configuration)
+    inputs = determine_num_input_channels(manager, configuration, model.dataset_json)
+    outputs = manager.get_label_manager(model.dataset_json).num_segmentation_heads
+    trainer = recursive_find_trainer_class_by_name(trainer_name)
+    return trainer.build_network_architecture(manager, configuration, inputs, outputs, enable_deep_supervision=False)
+
+
+def load_network(model: ModelFolder, fold: int | str, checkpoint: str = "checkpoint_final.pth") -> nn.Module:
+    """The trained network of one fold, in eval mode, strictly loaded.
+
+    Raises:
+        KDError: checkpoint missing, truncated or of another network.
+    """
+    file = model.checkpoint(fold, checkpoint)
+    if not file.is_file():
+        have = ", ".join(model.trained_folds(checkpoint)) or "none"
+        raise KDError(
+            f"checkpoint {file} is missing (folds with a {checkpoint}: {have}): train fold {fold} of that model first, "
+            f'or name another fold in "{SECTION}.teacher.fold"'
+        )
+    content = load_checkpoint(file)
+    try:
+        network = build_network(model, content["trainer_name"])
+    except RuntimeError as error:
+        raise KDError(
+            f"cannot build the network of {file}: {str(error).splitlines()[0]}; if its trainer lives outside nnU-Net, "
+            "set nnUNet_extTrainer to its folder (ours: `nnunet-kd trainers-path`)"
+        ) from error
+    try:
+        network.load_state_dict(content["network_weights"])
+    except (RuntimeError, KeyError) as error:
+        raise KDError(
+            f"{file} does not fit the network of {model.path / 'plans.json'}: {str(error).splitlines()[0]}; the file is "
+            "from another training, put the right one in place"
+        ) from None
+    return network.eval()
+
+
+class FrozenTeacher(nn.Module):
+    """The teacher's network with frozen parameters. It always stays in eval mode and never in an optimizer."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> FrozenTeacher:
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)
+
+    def digest(self) -> str:
+        """SHA-256 of all weights: the same before and after a training."""
+        sha = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+
+def describe_teacher(model: ModelFolder, folder: str, fold: int | str = "same",
+                     checkpoint: str = "checkpoint_final.pth") -> Teacher:  # fmt: skip
+    """The "teacher" part of the student's plans, stage table included, read without any trained weights."""
+    network = build_network(model)
+    table = stage_table(network) if hasattr(network, "encoder") else StageTable(type(network).__name__, (), ())
+    manager = PlansManager(model.plans)
+    stages = TeacherStages(
+        family=table.family,
+        channels=list(table.channels),
+        strides=[list(s) for s in table.strides],
+        input_channels=determine_num_input_channels(
+            manager, manager.get_configuration(model.configuration), model.dataset_json
+        ),
+        outputs=manager.get_label_manager(model.dataset_json).num_segmentation_heads,
+        parameters=sum(p.numel() for p in network.parameters()),
+    )
+    return Teacher(folder, model.configuration, stages, model.plans_hash, fold, checkpoint)
+
+
+def load_teacher(
+    settings: Teacher, student_fold: int | str, student_plans: dict, student_configuration: str, dataset_json: dict
+) -> FrozenTeacher:
+    """Load the teacher that the student's plans name and check that it fits the student's data.
+
+    Args:
+        settings: section "nnunet_kd.teacher".
+        student_fold: ``"same"`` in the settings takes the teacher's same fold: another fold's teacher has seen the
+            student's validation cases.
+
+    Raises:
+        KDError: missing or foreign files, another dataset, other labels, channels, spacing or plans.
+    """
+    model = read_model_folder(settings.folder)
+    fold = student_fold if settings.fold == "same" else settings.fold
+    check_compatible(model, settings, student_plans, student_configuration, dataset_json)
+    return FrozenTeacher(load_network(model, fold, settings.checkpoint))
+
+
+def check_compatible(
+    model: ModelFolder, settings: Teacher, student_plans: dict, student_configuration: str, dataset_json: dict
+) -> None:
+    """Raise KDError unless teacher and student read the same input and write the same labels."""
+    where = f"teacher {model.path}"
+    if model.plans["dataset_name"] != student_plans["dataset_name"]:
+        raise KDError(
+            f"{where} was trained on {model.plans['dataset_name']}, the student's plans are of "
+            f"{student_plans['dataset_name']}: plan the student from a teacher of its own dataset"
+        )
+    for key, what in (("labels", "labels"), ("regions_class_order", "regions"), ("channel_names", "input channels")):
+        if model.dataset_json.get(key) != dataset_json.get(key):
+            raise KDError(
+                f"{where} has {what} {model.dataset_json.get(key)}, the student's dataset.json has {dataset_json.get(key)}: "
+                "train teacher and student on the same dataset.json"
+            )
+    if model.configuration != settings.configuration:
+        raise KDError(
+            f'{where} is a {model.configuration} model, "{SECTION}.teacher.configuration" says {settings.configuration}: '
+            "plan the student again with `nnunet-kd plan`"
+        )
+    teacher = PlansManager(model.plans).get_configuration(model.configuration)
+    student = PlansManager(student_plans).get_configuration(student_configuration)
+    for key in ("spacing", "normalization_schemes", "use_mask_for_norm"):
+        if teacher.configuration[key] != student.configuration[key]:
+            raise KDError(
+                f"{where} was trained with {key} {teacher.configuration[key]}, the student's configuration "
+                f"{student_configuration} has {student.configuration[key]}: both must read the same preprocessed data"
+            )
+    if model.plans_hash != settings.plans_hash:
+        raise KDError(
+            f"{model.path / 'plans.json'} has changed since the student was planned (hash {model.plans_hash}, planned with "
+            f"{settings.plans_hash}): plan the student again with `nnunet-kd plan`"
+        )

@@ -1,0 +1,5 @@
+"""Found by `nnUNetv2_train -tr nnUNetTrainerGKDPaper` when nnUNet_extTrainer names this folder."""
+
+from nnunet_kd.trainer import nnUNetTrainerGKDPaper
+
+__all__ = ["nnUNetTrainerGKDPaper"]

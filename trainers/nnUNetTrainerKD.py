@@ -1,0 +1,5 @@
+"""Found by `nnUNetv2_train -tr nnUNetTrainerKD` when nnUNet_extTrainer names this folder."""
+
+from nnunet_kd.trainer import nnUNetTrainerKD
+
+__all__ = ["nnUNetTrainerKD"]
