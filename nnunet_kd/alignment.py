@@ -83,7 +83,9 @@ class AlignmentTrainer:
         self.msan_optimizer = torch.optim.AdamW(alignment.msans.parameters(), lr=act.lr, weight_decay=1e-4)
         self.autoencoder_optimizer = None
         if alignment.autoencoder is not None:
-            self.autoencoder_optimizer = torch.optim.AdamW(alignment.autoencoder.parameters(), lr=act.lr, weight_decay=1e-4)
+            self.autoencoder_optimizer = torch.optim.AdamW(
+                alignment.autoencoder.parameters(), lr=act.lr, weight_decay=1e-4
+            )
 
     def autoencoder_step(self, onehot: torch.Tensor) -> dict[str, float]:
         """Train the P-SAE on annotations ``(B, L, *S)`` and keep the statistics its vectors are standardised by."""

@@ -98,9 +98,9 @@ def _why_unreadable(path: Path, error: Exception) -> str:
     text = str(error)
     if not is_zip or "TorchScript" in text:
         return f"{path} is not a checkpoint: {_NAME_ANOTHER}"
-    if isinstance(error, pickle.UnpicklingError):
-        # torch's text is a page of advice on switching the protection off; only the refused object's name is of use.
-        refused = text.split("GLOBAL ", 1)[1].split()[0] if "GLOBAL " in text else "something"
+    refusals = ("GLOBAL", "unrecognized function", "Can only")  # torch's three ways to say it; other texts mean damage
+    if isinstance(error, pickle.UnpicklingError) and any(refusal in text for refusal in refusals):
+        refused = text.split("GLOBAL ", 1)[1].split()[0] if "GLOBAL " in text else "an object"
         return (
             f"refused to load {path}: it holds {refused}, which no nnU-Net checkpoint holds and which could run code; "
             "get the checkpoint from a source you trust, or train it again"

@@ -139,7 +139,9 @@ class Distiller:
             mask: ``(B, 1, *S)``, True where annotated; None without an ignore label.
         """
         views = [self.views(data, self.generator) for _ in range(self.view_count)]
-        step = Step(torch.cat([data, *views]) if views else data, len(views), self.phase(progress), progress, onehot, mask)
+        step = Step(
+            torch.cat([data, *views]) if views else data, len(views), self.phase(progress), progress, onehot, mask
+        )
         kd = self.config.terms.kd
         if self.teacher is None or not (kd or (self.alignment is not None and step.phase != "warm-up")):
             return step
@@ -170,7 +172,9 @@ class Distiller:
             term = getattr(settings, name)
             if term is not None:
                 values = [
-                    graph(self._by_view(s, step), self._by_view(t, step), term.tau, term.form, gather=gather_with_gradient)
+                    graph(
+                        self._by_view(s, step), self._by_view(t, step), term.tau, term.form, gather=gather_with_gradient
+                    )
                     for s, t in zip(student, teacher, strict=True)
                 ]
                 found[name] = (self.weight(name, step.progress), torch.stack(values).mean())
@@ -202,7 +206,9 @@ class Distiller:
         }
         with torch.autocast(self.device.type, enabled=False):
             networks = {"teacher": self.teacher.network, "student": self.student}
-            return self.aligner.msan_step(networks, features, logits, step.onehot, step.views, remaining, self.regions, step.mask)
+            return self.aligner.msan_step(
+                networks, features, logits, step.onehot, step.views, remaining, self.regions, step.mask
+            )
 
     def state_dict(self) -> dict:
         """Everything an exact continuation needs, the teacher excepted."""

@@ -168,7 +168,8 @@ class SemanticAutoencoder(nn.Module):
             for before, after in zip([width, *widths[:0:-1]], widths[::-1], strict=True)
         )
         self.head = conv(width, num_labels, 1)
-        _initialise(self)
+        # GELU halves the variance, and here four lie in a row
+        _initialise(self, gain=2**0.5)
         self.register_buffer("mean", torch.zeros(dim))
         self.register_buffer("std", torch.ones(dim))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
@@ -259,10 +260,10 @@ def _resize(feature: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(feature, tuple(size), mode=_LINEAR[feature.ndim - 2], align_corners=False)
 
 
-def _initialise(module: nn.Module) -> None:
+def _initialise(module: nn.Module, gain: float = 1.0) -> None:
     # keeps the variance from layer to layer; torch's default shrinks it about threefold each time
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d):
             fan_in = layer.weight[0].numel()
-            nn.init.normal_(layer.weight, std=fan_in**-0.5)
+            nn.init.normal_(layer.weight, std=gain * fan_in**-0.5)
             nn.init.zeros_(layer.bias)

@@ -122,7 +122,7 @@ def _make_dataset(
     batch_size: int = 2,
     seed: int = 0,
 ) -> TinyDataset:
-    """Write blobs on noise, then fingerprint, plan and preprocess them with nnU-Net; its plans are cut to a tiny network.
+    """Write blobs on noise, then fingerprint, plan and preprocess them with nnU-Net; its plans are cut down.
 
     dims: 2 (PNG) or 3 (NIfTI). foreground: number of foreground labels; the higher, the brighter, and label k+1 lies
     inside label k. regions: region k is the union of the labels from k on. ignore: adds an ignore label and paints a

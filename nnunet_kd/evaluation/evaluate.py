@@ -152,5 +152,3 @@ def _is_nan(x: object) -> bool:
 
 def _channels(network: nn.Module) -> int:
     return next(m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)).in_channels
-
-

@@ -115,7 +115,9 @@ def semantic_vectors(
 def _preprocess(model: ModelFolder, domain: Domain, case: str) -> np.ndarray:
     plans = PlansManager(model.plans)
     configuration = plans.get_configuration(model.configuration)
-    files = [str(domain.images / f"{case}_{int(c):04d}{domain.file_ending}") for c in model.dataset_json["channel_names"]]
+    files = [
+        str(domain.images / f"{case}_{int(c):04d}{domain.file_ending}") for c in model.dataset_json["channel_names"]
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
         data, _, _ = configuration.preprocessor_class(verbose=False).run_case(
             files, None, plans, configuration, model.dataset_json

@@ -15,7 +15,8 @@ def logit_kd(
 ) -> Tensor:
     r"""Kullback-Leibler divergence of the student's from the teacher's softened prediction.
 
-    .. math:: L = T^2 \cdot \mathrm{mean}_i \sum_c p^t_{ic} (\log p^t_{ic} - \log p^s_{ic}), \quad p = \mathrm{softmax}(z/T)
+    .. math:: L = T^2 \cdot \mathrm{mean}_i \sum_c p^t_{ic} (\log p^t_{ic} - \log p^s_{ic}), \quad
+        p = \mathrm{softmax}(z / T)
 
     The mean runs over all valid pixels of all samples and nothing else: it is not divided by the number of classes
     (``reduction="mean"``) and not multiplied by the number of pixels (``reduction="batchmean"``). T^2 keeps the

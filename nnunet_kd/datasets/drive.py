@@ -1,0 +1,100 @@
+"""DRIVE (Staal et al., IEEE TMI 2004): 40 fundus photographs with field-of-view masks, 20 for training and 20 for
+testing.
+
+Published layout: `training/{images/21_training.tif,1st_manual/21_manual1.gif,mask/21_training_mask.gif}` and
+`test/{images/01_test.tif,1st_manual/01_manual1.gif,2nd_manual/01_manual2.gif,mask/01_test_mask.gif}`; 565x584 pixels.
+The second observer marked the test half only; today's download comes without the test labels. Research use only, no
+redistribution.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from nnunet_kd.datasets.fundus import FundusCase, check_options, convert_cases, list_folder, source_folder
+from nnunet_kd.datasets.nnunet_format import ConversionReport, dataset_folder, new_dataset_folder
+from nnunet_kd.errors import KDError
+
+HALVES = {"training": range(21, 41), "test": range(1, 21)}
+OBSERVERS = {1: "1st_manual", 2: "2nd_manual"}
+EXPECTED = (
+    "training/images/21_training.tif, training/1st_manual/21_manual1.gif, training/mask/21_training_mask.gif, "
+    "test/images/01_test.tif and so on"
+)
+
+
+def find_cases(source: str | Path, observer: int = 1) -> tuple[list[FundusCase], list[str]]:
+    """The labelled cases, named DRIVE_training_21, DRIVE_test_01 and so on, and warnings. File names in any case.
+
+    A half without any label of the observer is left out with a warning. Raises KDError if images, masks or single
+    labels are missing, or if no half is labelled.
+    """
+    if observer not in OBSERVERS:
+        raise KDError(f"DRIVE has observers 1 and 2, not {observer}: correct --observer")
+    source = source_folder(source)
+    cases, warnings = [], []
+    for half, numbers in HALVES.items():
+        parts = list_folder(list_folder(source).get(half, source / half))
+        images, masks, labels = (
+            list_folder(parts.get(p, source / half / p)) for p in ("images", "mask", OBSERVERS[observer])
+        )
+        images = {int(m[1]): p for n, p in images.items() if (m := re.fullmatch(rf"(\d\d)_{half}\.tiff?", n))}
+        masks = {int(m[1]): p for n, p in masks.items() if (m := re.fullmatch(rf"(\d\d)_{half}_mask\.gif", n))}
+        labels = {int(m[1]): p for n, p in labels.items() if (m := re.fullmatch(rf"(\d\d)_manual{observer}\.gif", n))}
+        if not labels:
+            warnings.append(
+                f"no labels of observer {observer} for the {half} half ({half}/{OBSERVERS[observer]}): left out"
+            )
+            continue
+        for what, found in (("images", images), ("field-of-view masks", masks), ("labels", labels)):
+            if set(found) != set(numbers):
+                wrong = sorted(set(numbers) ^ set(found))
+                raise KDError(
+                    f"{source} holds {len(found)} {what} in the {half} half of DRIVE (see number {wrong[0]:02d}), "
+                    f"expected 20: {EXPECTED}"
+                )
+        cases += [FundusCase(f"DRIVE_{half}_{i:02d}", images[i], labels[i], masks[i]) for i in numbers]
+    if not cases:
+        raise KDError(f"{source} holds no labels of DRIVE's observer {observer}: expected {EXPECTED}")
+    return cases, warnings
+
+
+def convert(
+    source: str | Path,
+    raw: str | Path,
+    preprocessed: str | Path,
+    dataset_id: int,
+    channels: str = "green",
+    fov_width: int | None = 512,
+    observer: int = 1,
+    overwrite: bool = False,
+    name: str = "DRIVE",
+) -> ConversionReport:
+    """Write DRIVE as an nnU-Net dataset. All labelled cases go to imagesTr and labelsTr: it serves as an unseen
+    domain, and nnU-Net's integrity check wants training cases. The case names keep the half, so that one half can be
+    chosen by name.
+
+    See `fundus.prepare` for channels and fov_width. Raises KDError for what is wrong with the source or the target
+    folders.
+    """
+    check_options(channels, fov_width)
+    cases, warnings = find_cases(source, observer)
+    target = dataset_folder(raw, dataset_id, name)
+    planned = dataset_folder(preprocessed, dataset_id, name)
+    report = ConversionReport(target.name, target, warnings=warnings)
+    if (planned / "dataset_fingerprint.json").exists():
+        report.warnings.append(f"{planned} was planned before: run nnUNetv2_plan_and_preprocess with --clean")
+    with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
+        convert_cases(
+            folder,
+            cases,
+            report,
+            channels=channels,
+            fov_width=fov_width,
+            expected_size=(565, 584),
+            settings={"set": "drive", "observer": observer},
+            reference="Staal et al., Ridge-based vessel segmentation in color images of the retina, IEEE TMI 2004",
+            licence="research use only, no redistribution",
+        )
+    return report

@@ -1,0 +1,232 @@
+"""nnU-Net's raw dataset folder: names, PNG cases, dataset.json, splits_final.json. Knows no particular data set.
+
+Layout written here (`tag` is "Tr" or "Ts"):
+
+    DatasetXXX_Name/
+        dataset.json images{tag}/CASE_0000.png     uint8, (H, W) or (H, W, 3) labels{tag}/CASE.png          uint8, (H,
+        W), values 0 and 1 fov{tag}/CASE.png             uint8, (H, W), 0 outside and 255 inside the field of view
+        (for the evaluation; nnU-Net ignores it)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from nnunet_kd.errors import KDError
+
+SPLIT_TAGS = ("Tr", "Ts")
+
+
+@dataclass
+class ConversionReport:
+    """What a conversion has written, for the terminal. Sizes are (width, height) in pixels of the source images."""
+
+    dataset: str
+    folder: Path
+    train_cases: list[str] = field(default_factory=list)
+    test_cases: list[str] = field(default_factory=list)
+    native_sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+    canvas_sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+    label_values: list[int] = field(default_factory=list)
+    label_fraction: float = 0.0
+    folds: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+    def text(self) -> str:
+        """The report as a few lines of plain text."""
+
+        def sizes(counts: Mapping[tuple[int, int], int]) -> str:
+            if len(counts) > 4:
+                widths, heights = zip(*counts, strict=True)
+                return f"{min(widths)}..{max(widths)} x {min(heights)}..{max(heights)} ({sum(counts.values())} cases)"
+            return ", ".join(f"{w}x{h} ({n} cases)" for (w, h), n in sorted(counts.items()))
+
+        lines = [
+            f"{self.dataset}: {len(self.train_cases)} cases in imagesTr, {len(self.test_cases)} in imagesTs",
+            f"  folder        {self.folder}",
+            f"  native size   {sizes(self.native_sizes)}",
+            f"  written size  {sizes(self.canvas_sizes)}",
+            f"  labels        values {self.label_values}, {100 * self.label_fraction:.1f}% of the field of view",
+        ]
+        if self.folds:
+            lines.append(f"  splits        {self.folds} folds in splits_final.json")
+        return "\n".join(lines + [f"  warning: {w}" for w in self.warnings])
+
+
+def dataset_name(dataset_id: int, name: str) -> str:
+    """nnU-Net's name of a dataset, `DatasetXXX_Name`. Raises KDError for an id or a name that nnU-Net cannot use."""
+    if not 1 <= int(dataset_id) <= 999:
+        raise KDError(f"dataset id {dataset_id} is not between 1 and 999: choose another --dataset-id")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise KDError(f"dataset name {name!r} may hold letters, digits, '_' and '-' only: choose another name")
+    return f"Dataset{int(dataset_id):03d}_{name}"
+
+
+def dataset_folder(root: str | Path, dataset_id: int, name: str) -> Path:
+    """Path of `DatasetXXX_Name` under `root` (nnUNet_raw or nnUNet_preprocessed). Creates nothing.
+
+    Raises KDError if another dataset holds the same id under `root`: nnU-Net would refuse both.
+    """
+    folder = Path(root) / dataset_name(dataset_id, name)
+    others = sorted(p.name for p in Path(root).glob(f"Dataset{int(dataset_id):03d}_*") if p.name != folder.name)
+    if others:
+        raise KDError(
+            f"dataset id {dataset_id} is already taken by {others[0]} in {root}: "
+            "choose another --dataset-id or remove that folder"
+        )
+    return folder
+
+
+@contextmanager
+def new_dataset_folder(root: str | Path, dataset_id: int, name: str, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to fill; it takes its final name only if the block ends without an exception.
+
+    So a conversion that fails half way leaves nothing that nnU-Net would take for a dataset, and an earlier one stays
+    whole. Raises KDError if the dataset exists, is not empty and `overwrite` is False.
+    """
+    final = dataset_folder(root, dataset_id, name)
+    if final.exists() and (not final.is_dir() or any(final.iterdir())) and not overwrite:
+        raise KDError(f"{final} exists: add --overwrite to replace it, or choose another --dataset-id")
+    partial, old = (final.with_name(f".{final.name}.{what}") for what in ("partial", "old"))
+    for leftover in (partial, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+    except OSError as e:
+        raise KDError(f"cannot write to {root} ({e.strerror}): check that the folder in nnUNet_raw is writable") from e
+    try:
+        yield partial
+        if final.exists():
+            os.replace(final, old)
+        os.replace(partial, final)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def write_png(path: Path, array: np.ndarray) -> None:
+    """Write a uint8 array (H, W) or (H, W, 3) as PNG (lossless), atomically."""
+    if array.dtype != np.uint8:
+        raise TypeError(f"{path.name}: PNG cases are uint8, got {array.dtype}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    Image.fromarray(np.ascontiguousarray(array)).save(temporary, format="PNG")
+    os.replace(temporary, path)
+
+
+def write_case(
+    folder: Path,
+    case: str,
+    image: np.ndarray,
+    label: np.ndarray | None = None,
+    fov: np.ndarray | None = None,
+    tag: str = "Tr",
+) -> None:
+    """Write one case into a dataset folder.
+
+    image: uint8 (H, W) or (H, W, 3); label: (H, W), bool or 0/1; fov: (H, W), bool. `tag` is "Tr" or "Ts".
+    Raises ValueError if the shapes differ or the label holds other values than 0 and 1.
+    """
+    if tag not in SPLIT_TAGS:
+        raise ValueError(f"tag must be one of {SPLIT_TAGS}, got {tag!r}")
+    for what, array in (("label", label), ("field of view", fov)):
+        if array is not None and array.shape != image.shape[:2]:
+            raise ValueError(f"{case}: {what} is {array.shape}, image is {image.shape[:2]}")
+    if label is not None and not np.isin(label, (0, 1)).all():
+        raise ValueError(f"{case}: label values must be 0 and 1, found {np.unique(label)[:5].tolist()}")
+    write_png(folder / f"images{tag}" / f"{case}_0000.png", image)
+    if label is not None:
+        write_png(folder / f"labels{tag}" / f"{case}.png", label.astype(np.uint8))
+    if fov is not None:
+        write_png(folder / f"fov{tag}" / f"{case}.png", fov.astype(np.uint8) * 255)
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write JSON atomically (nnU-Net reads these files while training starts)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_dataset_json(
+    folder: Path,
+    channel_names: Sequence[str],
+    labels: Sequence[str],
+    num_training: int,
+    *,
+    name: str,
+    licence: str,
+    reference: str,
+    description: str = "",
+) -> None:
+    """Write nnU-Net's dataset.json for 2-D PNG cases. `labels` are the foreground names, in the order of their values
+    1, 2, ...
+
+    NaturalImage2DIO is named on purpose: nnU-Net then reads images and labels of every set alike. The channel names
+    used in this package ("green", "red", "gray", ...) are unknown to nnU-Net, which means z-score normalisation.
+    """
+    content = {
+        "name": name,
+        "description": description,
+        "reference": reference,
+        "licence": licence,
+        "converted_by": "nnunet_kd",
+        "channel_names": {str(i): c for i, c in enumerate(channel_names)},
+        "labels": {"background": 0, **{label: i for i, label in enumerate(labels, start=1)}},
+        "numTraining": num_training,
+        "file_ending": ".png",
+        "overwrite_image_reader_writer": "NaturalImage2DIO",
+    }
+    write_json(folder / "dataset.json", content)
+
+
+def folds_by_group(groups: Mapping[str, Sequence[str]], n_folds: int) -> list[dict[str, list[str]]]:
+    """Cross-validation folds that never part a group: fold k validates on groups k, k + n_folds, ... (sorted by
+    name)."""
+    names = sorted(groups)
+    folds = []
+    for k in range(n_folds):
+        chosen = set(names[k::n_folds])
+        folds.append(
+            {
+                "train": sorted(case for g in names if g not in chosen for case in groups[g]),
+                "val": sorted(case for g in chosen for case in groups[g]),
+            }
+        )
+    return folds
+
+
+def write_splits(
+    preprocessed_root: str | Path, dataset: str, folds: Sequence[Mapping[str, Sequence[str]]], overwrite: bool = False
+) -> Path:
+    """Write `preprocessed_root/dataset/splits_final.json`, before nnU-Net makes a split of its own at the first
+    training.
+
+    Raises KDError if another split is already there (models may have been trained with it) and `overwrite` is False.
+    """
+    for k, fold in enumerate(folds):
+        if not fold["train"] or not fold["val"] or set(fold["train"]) & set(fold["val"]):
+            raise ValueError(f"fold {k} of {dataset}: training and validation cases must be non-empty and disjoint")
+    path = Path(preprocessed_root) / dataset / "splits_final.json"
+    content = [{"train": list(f["train"]), "val": list(f["val"])} for f in folds]
+    if path.exists() and not overwrite:
+        try:
+            same = json.loads(path.read_text(encoding="utf-8")) == content
+        except ValueError:
+            same = False
+        if not same:
+            raise KDError(f"{path} holds another split: add --overwrite to replace it, or choose another --dataset-id")
+        return path
+    write_json(path, content)
+    return path

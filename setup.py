@@ -1,0 +1,52 @@
+"""Package metadata. What an installed environment looks like beside it: constraints.txt and the Makefile."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "nnunet_kd" / "__init__.py").read_text(), re.MULTILINE).group(1)
+README = ROOT / "README.md"
+
+setup(
+    name="nnunet-kd",
+    version=VERSION,
+    description="Distil a trained nnU-Net into a light student that stock nnU-Net can load",
+    long_description=README.read_text(encoding="utf-8") if README.is_file() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # trainers/ stays at the top level, where readers look for it, and is installed inside the package, so that
+    # `nnunet-kd trainers-path` can name it for nnUNet_extTrainer wherever the package lies.
+    packages=[*find_packages(include=["nnunet_kd*"]), "nnunet_kd.trainers"],
+    package_dir={"nnunet_kd.trainers": "trainers"},
+    package_data={"nnunet_kd.evaluation": ["templates/*.j2"]},
+    entry_points={"console_scripts": ["nnunet-kd = nnunet_kd.cli:main"]},
+    install_requires=[
+        # 2.8 is the first with nnUNet_extTrainer and the present signature of build_network_architecture; the trainers
+        # override methods that nnU-Net does not promise to keep, so the next minor version has to be checked first.
+        "nnunetv2>=2.8,<2.9",
+        # 2.6 is the first whose safe loading accepts the names that numpy 1.x and 2.x give to one function.
+        "torch>=2.6",
+        # What follows comes with nnunetv2. It is named here because this package imports it itself, with nnunetv2's own
+        # lower bounds where it has any: tighter ones could contradict nnunetv2's.
+        "numpy>=1.24",  # arrays; 1.24 for nnunetv2, tested with 2.x
+        "scipy",  # statistics of the report, distance transforms, spline fields of the synthetic vessels
+        "scikit-image>=0.19.3",  # resizing, skeletons, PNG and TIFF files
+        "matplotlib",  # pictures of the report and of the loss terms
+        "pandas",  # tables of the evaluation
+        "SimpleITK>=2.2.1",  # 3-D images
+        "pillow",  # reads the vessel sets' GIF masks
+        "tqdm",  # progress of long runs
+        # Not brought by nnunetv2:
+        "jinja2>=3",  # the report's HTML; torch needs it too
+        # nnunetv2 imports distutils while preprocessing, which Python 3.12 dropped and setuptools still supplies.
+        "setuptools; python_version >= '3.12'",
+    ],
+    extras_require={"test": ["pytest>=8", "pytest-timeout", "ruff"]},
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Medical Science Apps.",
+    ],
+)

@@ -1,0 +1,194 @@
+"""Which weights each term changes, at nnU-Net's batch size of 2, in 2-D and 3-D."""
+
+import copy
+
+import pytest
+import torch
+from test_config import plans
+from test_stages import network
+
+from nnunet_kd.config import read_config
+from nnunet_kd.distiller import Distiller
+from nnunet_kd.stages import encode, stage_table
+from nnunet_kd.teacher import FrozenTeacher
+
+SIZE = 16
+
+
+def setup(preset: str, dims: int = 2, regions: bool = False, batch: int = 2, **section):
+    torch.manual_seed(0)
+    teacher, student = network(dims, (8, 16, 16)), network(dims, (4, 4, 8))
+    tables = {"teacher": stage_table(teacher), "student": stage_table(student)}
+    config = read_config(plans(ramp=0, **section), preset, "test")
+    distiller = Distiller(
+        config,
+        student,
+        tables if config.terms.need_msan else None,
+        [SIZE] * dims,
+        2,
+        regions,
+        [False],
+        torch.device("cpu"),
+    )
+    distiller.attach(FrozenTeacher(teacher))
+    data = torch.randn(batch, 1, *[SIZE] * dims)
+    labels = (torch.rand(batch, 1, *[SIZE] * dims) > 0.5).long()
+    onehot = torch.cat([labels == 0, labels == 1], 1).float()
+    return distiller, student, data, onehot
+
+
+def run(distiller, student, data, onehot, progress, mask=None):
+    step = distiller.prepare(data, onehot, mask, progress)
+    step.student_features = encode(student, step.data)
+    step.student_logits = student.decoder(step.student_features)
+    return step, distiller.terms(step)
+
+
+def touched(module, value):
+    """Names of the parameters that a term's gradient reaches (non-zero)."""
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    gradients = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
+    return {n for n, g in zip(names, gradients, strict=True) if g is not None and g.abs().max() > 0}
+
+
+def parts(names):
+    return {"encoder" if ".encoder." in f".{n}" or n.startswith("encoder") else "decoder" for n in names}
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("preset", ["paper", "default"])
+def test_every_term_is_finite_and_non_zero_at_batch_2_and_trains_the_student_only(preset, dims):
+    distiller, student, data, onehot = setup(preset, dims)
+    step, terms = run(distiller, student, data, onehot, progress=0.9)
+    expected = {"intra", "inter", "cross_ts", "cross_st"} | ({"kd"} if preset == "default" else set())
+    assert set(terms) == expected
+    for name, (weight, value) in terms.items():
+        assert weight > 0 and torch.isfinite(value) and value > 0, name
+        assert touched(student, value), name
+        assert not any(p.requires_grad for p in distiller.teacher.parameters())
+        assert not any(p.requires_grad for p in distiller.alignment.parameters())
+
+
+def test_ts_trains_the_decoder_and_the_encoder_through_the_skips_only():
+    distiller, student, data, onehot = setup("cross")
+    _, terms = run(distiller, student, data, onehot, 0.9)
+    names = touched(student, terms["cross_ts"][1])
+    assert any("decoder.stages" in n for n in names)
+    bottleneck = {n for n in names if "encoder.stages.2" in n}
+    assert not bottleneck  # the bottleneck's own feature was replaced
+    assert {n for n in names if "encoder.stages.0" in n}
+
+
+def test_st_trains_the_encoder_through_its_vector_and_no_decoder():
+    distiller, student, data, onehot = setup("cross")
+    _, terms = run(distiller, student, data, onehot, 0.9)
+    names = touched(student, terms["cross_st"][1])
+    assert any("encoder.stages.2" in n for n in names)
+    assert not [n for n in names if n.startswith("decoder.") and not n.startswith("decoder.encoder")]
+
+
+@pytest.mark.parametrize("name", ["intra", "inter"])
+def test_graphs_train_the_encoder_only(name):
+    distiller, student, data, onehot = setup(name)
+    _, terms = run(distiller, student, data, onehot, 0.9)
+    names = touched(student, terms[name][1])
+    assert names and not [n for n in names if n.startswith("decoder.") and not n.startswith("decoder.encoder")]
+
+
+def test_phases_switch_terms_on_in_their_order():
+    distiller, student, data, onehot = setup("default")
+    assert set(run(distiller, student, data, onehot, 0.0)[1]) == {"kd"}
+    assert distiller.phase(0.0) == "warm-up" and distiller.phase(0.2) == "act" and distiller.phase(0.3) == "distil"
+    step, terms = run(distiller, student, data, onehot, 0.2)
+    assert set(terms) == {"kd"} and step.teacher_features is not None
+
+
+def test_act_changes_the_msans_and_nothing_else():
+    distiller, student, data, onehot = setup("paper")
+    before = {k: copy.deepcopy(m.state_dict()) for k, m in (("s", student), ("t", distiller.teacher))}
+    msans = copy.deepcopy(distiller.alignment.msans.state_dict())
+    step, _ = run(distiller, student, data, onehot, 0.2)
+    values = distiller.align(step)
+    assert all(torch.equal(v, before["s"][k]) for k, v in student.state_dict().items())
+    assert all(torch.equal(v, before["t"][k]) for k, v in distiller.teacher.state_dict().items())
+    assert all(p.grad is None for p in student.parameters())
+    for name, module in distiller.alignment.msans.items():
+        changed = {k for k, v in module.state_dict().items() if not torch.equal(v, msans[f"{name}.{k}"])}
+        assert changed == set(module.state_dict()), f"{name}: only {changed} changed"
+    assert {"act_reconstruction_teacher", "act_consistency_student", "act_decoded_teacher"} <= set(values)
+    assert set(values) <= set(distiller.log_keys)
+
+
+def test_act_lowers_the_reconstruction_error_and_frozen_msans_stay_as_they_are():
+    distiller, student, data, onehot = setup("paper", act={"lr": 3e-3})
+    first = last = None
+    for i in range(60):
+        step, _ = run(distiller, student, data, onehot, 0.1 + 0.2 * i / 60)
+        last = distiller.align(step)
+        first = first or last
+    assert last["act_reconstruction_teacher"] < first["act_reconstruction_teacher"]
+    frozen = copy.deepcopy(distiller.alignment.state_dict())
+    step, _ = run(distiller, student, data, onehot, 0.9)
+    assert distiller.align(step) == {}
+    assert all(torch.equal(v, frozen[k]) for k, v in distiller.alignment.state_dict().items())
+
+
+def test_joint_msans_go_on_training():
+    distiller, student, data, onehot = setup("default")
+    before = copy.deepcopy(distiller.alignment.msans.state_dict())
+    step, _ = run(distiller, student, data, onehot, 0.9)
+    assert distiller.align(step)
+    assert any(not torch.equal(v, before[k]) for k, v in distiller.alignment.msans.state_dict().items())
+
+
+def test_the_autoencoder_trains_in_the_warm_up_only():
+    distiller, student, data, onehot = setup("paper")
+    before = copy.deepcopy(distiller.alignment.state_dict())
+    step, _ = run(distiller, student, data, onehot, 0.0)
+    assert set(distiller.align(step)) == {"act_autoencoder"}
+    changed = {k.split(".")[0] for k, v in distiller.alignment.state_dict().items() if not torch.equal(v, before[k])}
+    assert changed == {"autoencoder"}
+
+
+def test_kd_is_zero_for_a_student_that_predicts_like_its_teacher():
+    distiller, _, data, onehot = setup("kd")
+    step = distiller.prepare(data, onehot, None, 0.5)
+    step.student_logits = step.teacher_logits.clone().requires_grad_()
+    assert distiller.terms(step)["kd"][1].abs() < 1e-6
+
+
+def test_an_ignore_mask_takes_pixels_out_of_every_pixel_term():
+    distiller, student, data, onehot = setup("default")
+    mask = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool)
+    _, terms = run(distiller, student, data, onehot, 0.9, mask)
+    assert all(terms[k][1] == 0 for k in ("kd", "cross_ts", "cross_st"))
+    assert terms["inter"][1] > 0
+
+
+def test_regions_use_the_sigmoid_form():
+    distiller, student, data, onehot = setup("default", regions=True)
+    _, terms = run(distiller, student, data, onehot, 0.9)
+    assert all(torch.isfinite(v) and v > 0 for _, v in terms.values())
+    assert distiller.align(run(distiller, student, data, onehot, 0.2)[0])
+
+
+def test_views_leave_the_global_random_numbers_alone():
+    distiller, _, data, onehot = setup("default")
+    state = torch.get_rng_state()
+    distiller.prepare(data, onehot, None, 0.5)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+def test_the_state_restores_msans_optimizers_and_the_views_generator():
+    distiller, student, data, onehot = setup("default")
+    step, _ = run(distiller, student, data, onehot, 0.2)
+    distiller.align(step)
+    state = copy.deepcopy(distiller.state_dict())
+    other, *_ = setup("default", seed=5)
+    other.load_state_dict(state)
+    assert torch.equal(other.prepare(data, onehot, None, 0.0).data, distiller.prepare(data, onehot, None, 0.0).data)
+    step, _ = run(distiller, student, data, onehot, 0.2)
+    other.generator.set_state(distiller.generator.get_state())
+    assert distiller.align(copy.copy(step)) == other.align(copy.copy(step))
+    a, b = distiller.alignment.state_dict(), other.alignment.state_dict()
+    assert all(torch.equal(a[k], b[k]) for k in a)

@@ -1,0 +1,1 @@
+"""Trainers that nnU-Net finds by name: point nnUNet_extTrainer at this folder (`nnunet-kd trainers-path`)."""
