@@ -27,7 +27,7 @@ setup(
         # 2.8 is the first with nnUNet_extTrainer and the present signature of build_network_architecture; the trainers
         # override methods that nnU-Net does not promise to keep, so the next minor version has to be checked first.
         "nnunetv2>=2.8,<2.9",
-        # 2.6 is the first whose safe loading accepts the names that numpy 1.x and 2.x give to one function.
+        # Safe loading has to accept one numpy function under the names of numpy 1.x and 2.x; 2.6 is known to.
         "torch>=2.6",
         # What follows comes with nnunetv2. It is named here because this package imports it itself, with nnunetv2's own
         # lower bounds where it has any: tighter ones could contradict nnunetv2's.
@@ -44,7 +44,8 @@ setup(
         # nnunetv2 imports distutils while preprocessing, which Python 3.12 dropped and setuptools still supplies.
         "setuptools; python_version >= '3.12'",
     ],
-    extras_require={"test": ["pytest>=8", "pytest-timeout", "ruff"]},
+    # setuptools: one test builds the wheel in the environment itself.
+    extras_require={"test": ["pytest>=8", "pytest-timeout", "ruff", "setuptools>=70.1"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Medical Science Apps.",

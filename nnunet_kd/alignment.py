@@ -56,13 +56,9 @@ class Alignment(nn.Module):
 
     def encode(self, network: str, features: list[torch.Tensor]) -> list[torch.Tensor]:
         """Semantic vectors ``(B, d)``, one per paired stage. Gradients reach the features, not the MSAN."""
-        return [
-            self.msans[f"{network}_{pair.name}"].encode(features[getattr(pair, network)].float()) for pair in self.pairs
-        ]
+        return [self.msans[f"{network}_{pair.name}"].encode(features[getattr(pair, network)].float()) for pair in self.pairs]
 
-    def reconstruct(
-        self, network: str, vectors: list[torch.Tensor], features: list[torch.Tensor]
-    ) -> dict[int, torch.Tensor]:
+    def reconstruct(self, network: str, vectors: list[torch.Tensor], features: list[torch.Tensor]) -> dict[int, torch.Tensor]:
         """Features rebuilt by one network's headers, ``{stage: (B, C, *S)}``, in the size of that network's features."""
         rebuilt = {}
         for pair, z in zip(self.pairs, vectors, strict=True):
@@ -83,9 +79,7 @@ class AlignmentTrainer:
         self.msan_optimizer = torch.optim.AdamW(alignment.msans.parameters(), lr=act.lr, weight_decay=1e-4)
         self.autoencoder_optimizer = None
         if alignment.autoencoder is not None:
-            self.autoencoder_optimizer = torch.optim.AdamW(
-                alignment.autoencoder.parameters(), lr=act.lr, weight_decay=1e-4
-            )
+            self.autoencoder_optimizer = torch.optim.AdamW(alignment.autoencoder.parameters(), lr=act.lr, weight_decay=1e-4)
 
     def autoencoder_step(self, onehot: torch.Tensor) -> dict[str, float]:
         """Train the P-SAE on annotations ``(B, L, *S)`` and keep the statistics its vectors are standardised by."""

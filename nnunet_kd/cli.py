@@ -45,12 +45,10 @@ def _add_convert(commands) -> None:
     p.add_argument("source", type=Path, help="the data set's folder as published")
     p.add_argument("--dataset-id", type=int, required=True, help="nnU-Net dataset id, 1 to 999")
     p.add_argument("--channels", choices=["green", "rgb", "gray"], default="green", help="default: green")
-    p.add_argument(
-        "--fov-width", type=int, default=512, help="width of the field of view in pixels, 0 keeps it (default: 512)"
-    )
+    p.add_argument("--fov-width", type=int, default=512, help="width of the field of view in pixels, 0 keeps it (default: 512)")
     p.add_argument("--observer", type=int, choices=[1, 2], default=1, help="whose annotation (default: 1)")
-    p.add_argument("--split", choices=["first20", "last8train"], default=None,
-                   help="chase_db1 only: first20 = 20 to train, 8 to test (default); last8train = the opposite custom")  # fmt: skip
+    split = "chase_db1 only: first20 = 20 to train, 8 to test (default); last8train = the opposite custom"
+    p.add_argument("--split", choices=["first20", "last8train"], help=split)
     p.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that id")
     p.set_defaults(run=_convert)
 
@@ -84,16 +82,10 @@ def _add_plan(commands) -> None:
         "--teacher",
         help="student: the teacher's model folder TRAINER__PLANS__CONFIGURATION (relative to nnUNet_results or absolute)",
     )  # noqa: E501
-    p.add_argument(
-        "--teacher-fold", default="same", help='student: the teacher\'s fold: "same" (default), "all" or a number'
-    )
+    p.add_argument("--teacher-fold", default="same", help='student: the teacher\'s fold: "same" (default), "all" or a number')
     p.add_argument("--teacher-checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
-    p.add_argument(
-        "--width", type=float, default=None, help="student: factor on the teacher's features (default: 0.25)"
-    )
-    p.add_argument(
-        "--features", type=int, nargs="+", help="features per stage; fewer than planned make a shallower network"
-    )
+    p.add_argument("--width", type=float, default=None, help="student: factor on the teacher's features (default: 0.25)")
+    p.add_argument("--features", type=int, nargs="+", help="features per stage; fewer than planned make a shallower network")
     p.add_argument("--preset", help="student: named settings (default: the trainer's)")
     p.add_argument("--base-plans", default="nnUNetPlans", help="teacher: plans to start from (default: nnUNetPlans)")
     p.add_argument("--patch-size", type=int, nargs="+", help="teacher: patch size")
@@ -128,12 +120,11 @@ def _plan(o) -> None:
         trainers = ["nnUNetTrainerScheduled"]
     else:
         if o.teacher is None:
-            raise KDError(
-                "--teacher FOLDER is missing: name the trained teacher's model folder (or use --role teacher)"
-            )
+            raise KDError("--teacher FOLDER is missing: name the trained teacher's model folder (or use --role teacher)")
         fold = int(o.teacher_fold) if o.teacher_fold.isdigit() else o.teacher_fold
-        planned = plan_student(o.dataset, o.configuration, o.teacher, 0.25 if o.width is None else o.width,
-                               preset=o.preset, teacher_fold=fold, teacher_checkpoint=o.teacher_checkpoint, **common)  # fmt: skip
+        width = 0.25 if o.width is None else o.width
+        planned = plan_student(o.dataset, o.configuration, o.teacher, width, preset=o.preset, teacher_fold=fold,
+                               teacher_checkpoint=o.teacher_checkpoint, **common)  # fmt: skip
         trainers = ["nnUNetTrainerDistillation" if o.preset else "nnUNetTrainerGKD", "nnUNetTrainerScheduled"]
         if o.preset:
             trainers = trainers[:1]
@@ -160,9 +151,7 @@ def _trainers_path(o) -> None:
 
 def _add_export(commands) -> None:
     p = commands.add_parser("export", help="a trained student as a stock nnU-Net model folder")
-    p.add_argument(
-        "model", help="training folder TRAINER__PLANS__CONFIGURATION (relative to nnUNet_results or absolute)"
-    )
+    p.add_argument("model", help="training folder TRAINER__PLANS__CONFIGURATION (relative to nnUNet_results or absolute)")
     p.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
     p.add_argument("-f", "--folds", nargs="+", default=["0"], help="default: 0")
     p.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
@@ -177,17 +166,15 @@ def _export(o) -> None:
 
     out = export_model(resolve_folder(o.model), o.out, tuple(o.folds), o.checkpoint, o.name, o.overwrite)
     print(f"wrote {out} (verified: same logits as the training checkpoint)")
-    print(
-        f"predict with stock nnU-Net:\n  nnUNetv2_predict_from_modelfolder -m {out} -f {' '.join(o.folds)} -i IMAGES -o OUT -device cpu"
-    )
+    folds = " ".join(o.folds)
+    print("predict with stock nnU-Net:")
+    print(f"  nnUNetv2_predict_from_modelfolder -m {out} -f {folds} -i IMAGES -o OUT -device cpu")
 
 
 def _add_evaluation_options(p) -> None:
     p.add_argument("-f", "--fold", default="0", help="default: 0")
     p.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
-    p.add_argument(
-        "--bootstrap", type=int, default=200, help="bootstrap and permutation samples for FSD (default: 200)"
-    )
+    p.add_argument("--bootstrap", type=int, default=200, help="bootstrap and permutation samples for FSD (default: 200)")
 
 
 def _add_evaluate(commands) -> None:
@@ -228,9 +215,7 @@ def _evaluate(o) -> None:
 def _add_fsd(commands) -> None:
     p = commands.add_parser("fsd", help="Frechet Semantic Distance of a trained run between domains")
     p.add_argument("--model", required=True, help="training folder of a student trained with nnUNetTrainerGKD")
-    p.add_argument(
-        "--source", required=True, metavar="NAME=ID[:Tr|:Ts[:GLOB]]", help="held-out cases of the home domain"
-    )
+    p.add_argument("--source", required=True, metavar="NAME=ID[:Tr|:Ts[:GLOB]]", help="held-out cases of the home domain")
     p.add_argument("--target", action="append", required=True, metavar="NAME=ID[...]", help="repeat; unseen domains")
     p.add_argument("--networks", nargs="+", choices=["student", "teacher"], default=["student", "teacher"])
     p.add_argument("-o", "--out", type=Path, help="write the result as JSON")
@@ -250,15 +235,13 @@ def _fsd(o) -> None:
     raw = Path(os.environ.get("nnUNet_raw", "."))
     source, targets = parse_domain(o.source, raw), [parse_domain(t, raw) for t in o.target]
     folder = resolve_folder(o.model)
-    found = compare_semantics(
-        folder.name, folder, source, targets, o.fold, o.checkpoint, tuple(o.networks), o.bootstrap
-    )
+    found = compare_semantics(folder.name, folder, source, targets, o.fold, o.checkpoint, tuple(o.networks), o.bootstrap)
     for row in found:
         low, high = row["kernel_interval"]
+        print(f"{row['network']:8} {row['source']} -> {row['target']}: FSD {row['fsd']:.3f}, relative {row['relative']:.3f},")
         print(
-            f"{row['network']:8} {row['source']} -> {row['target']}: FSD {row['fsd']:.3f} (relative {row['relative']:.3f}), "
-            f"extrapolated {row['fsd_extrapolated']:.3f}, kernel {row['kernel']:.4f} [{low:.4f}, {high:.4f}], p {row['p_value']:.3f}, "
-            f"n {row['n_a']}/{row['n_b']}, d {row['dim']}"
+            f"         extrapolated {row['fsd_extrapolated']:.3f}, kernel {row['kernel']:.4f} [{low:.4f}, {high:.4f}], "
+            f"p {row['p_value']:.3f}, vectors {row['n_a']} and {row['n_b']} of {row['dim']} numbers"
         )
         for warning in row["warnings"]:
             print(f"         warning: {warning}")
@@ -272,9 +255,7 @@ def _add_demo(commands) -> None:
     p = commands.add_parser("demo", help="the main job on built-in data, in about ten minutes on two CPU cores")
     p.add_argument("--seed", type=int, default=0, help="default: 0")
     p.add_argument("-o", "--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
-    p.add_argument(
-        "--quick", action="store_true", help="a few steps of everything, to see that it runs (about 3 minutes)"
-    )
+    p.add_argument("--quick", action="store_true", help="a few steps of everything, to see that it runs (about 3 minutes)")
     p.set_defaults(run=_demo)
 
 

@@ -220,16 +220,12 @@ class Config:
             raise KDError(f'"{SECTION}.act": the semantic autoencoder trains before "start", which is 0; raise start or set '
                           '"semantic" to 0')  # fmt: skip
         if self.views is not None and self.views.student_loss == "anchor" and not self.terms.need_msan:
-            raise KDError(
-                f'"{SECTION}.views" are drawn but nothing reads them: set "student_loss" to "all" or remove "views"'
-            )
+            raise KDError(f'"{SECTION}.views" are drawn but nothing reads them: set "student_loss" to "all" or remove "views"')
         needs_views = [t for t in ("intra", "inter") if getattr(self.terms, t) is not None]
         if self.terms.cross is not None and self.terms.cross.views == "cross":
             needs_views.append("cross")
         if needs_views and self.views is None:
-            raise KDError(
-                f'terms {needs_views} need views, and "{SECTION}.views" is missing: add "views": {{"count": 2}}'
-            )
+            raise KDError(f'terms {needs_views} need views, and "{SECTION}.views" is missing: add "views": {{"count": 2}}')
         if self.terms.kd is not None and self.terms.kd.target == "anchor" and self.views is None:
             raise KDError(f'"{SECTION}.terms.kd.target" is "anchor" but there are no views: remove the key')
 

@@ -51,7 +51,5 @@ def cost_table(costs: dict[str, Cost]) -> str:
             f"{100 * cost.flops / first.flops:.2f}%", f"{cost.milliseconds:.1f}", faster,
         ))  # fmt: skip
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in rows
-    ]  # noqa: B905
+    lines = ["  ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths))) for row in rows]  # noqa: B905
     return "\n".join([*lines, f"(fastest of several forwards of one patch, {first.threads} CPU threads)"])

@@ -128,9 +128,7 @@ class Distiller:
         ramp = self.config.ramp
         return settings.weight * (min(1.0, (progress - start) / ramp) if ramp > 0 else 1.0)
 
-    def prepare(
-        self, data: torch.Tensor, onehot: torch.Tensor | None, mask: torch.Tensor | None, progress: float
-    ) -> Step:
+    def prepare(self, data: torch.Tensor, onehot: torch.Tensor | None, mask: torch.Tensor | None, progress: float) -> Step:
         """Draw the views and run the teacher.
 
         Args:
@@ -139,9 +137,7 @@ class Distiller:
             mask: ``(B, 1, *S)``, True where annotated; None without an ignore label.
         """
         views = [self.views(data, self.generator) for _ in range(self.view_count)]
-        step = Step(
-            torch.cat([data, *views]) if views else data, len(views), self.phase(progress), progress, onehot, mask
-        )
+        step = Step(torch.cat([data, *views]) if views else data, len(views), self.phase(progress), progress, onehot, mask)
         kd = self.config.terms.kd
         if self.teacher is None or not (kd or (self.alignment is not None and step.phase != "warm-up")):
             return step
@@ -172,9 +168,7 @@ class Distiller:
             term = getattr(settings, name)
             if term is not None:
                 values = [
-                    graph(
-                        self._by_view(s, step), self._by_view(t, step), term.tau, term.form, gather=gather_with_gradient
-                    )
+                    graph(self._by_view(s, step), self._by_view(t, step), term.tau, term.form, gather=gather_with_gradient)
                     for s, t in zip(student, teacher, strict=True)
                 ]
                 found[name] = (self.weight(name, step.progress), torch.stack(values).mean())

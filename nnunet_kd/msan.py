@@ -164,8 +164,7 @@ class SemanticAutoencoder(nn.Module):
         self.to_vector = nn.Linear(width * nodes, dim)
         self.from_vector = nn.Linear(dim, width * nodes)
         self.up = nn.ModuleList(
-            conv(before, after, 3, padding=1)
-            for before, after in zip([width, *widths[:0:-1]], widths[::-1], strict=True)
+            conv(before, after, 3, padding=1) for before, after in zip([width, *widths[:0:-1]], widths[::-1], strict=True)
         )
         self.head = conv(width, num_labels, 1)
         # GELU halves the variance, and here four lie in a row

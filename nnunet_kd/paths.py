@@ -21,6 +21,4 @@ def trainers_path() -> Path:
     for folder in candidates:
         if any(folder.glob("nnUNetTrainer*.py")):
             return folder.resolve()
-    raise KDError(
-        f"no trainers in {' or '.join(map(str, candidates))}: install nnunet-kd again (pip install or make install)"
-    )
+    raise KDError(f"no trainers in {' or '.join(map(str, candidates))}: install nnunet-kd again (pip install or make install)")

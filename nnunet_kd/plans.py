@@ -53,9 +53,7 @@ def preprocessed_folder(dataset: str | int) -> Path:
         name = maybe_convert_to_dataset_name(int(dataset) if str(dataset).isdigit() else str(dataset))
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise KDError(
-            f"dataset {dataset}: {reason} Convert it first (`nnunet-kd convert` or an nnU-Net converter)"
-        ) from None
+        raise KDError(f"dataset {dataset}: {reason} Convert it first (`nnunet-kd convert` or an nnU-Net converter)") from None
     folder = Path(str(nnUNet_preprocessed)) / name
     if not folder.is_dir():
         raise KDError(f"{folder} does not exist: run `nnUNetv2_plan_and_preprocess -d {dataset}` first")
@@ -225,9 +223,7 @@ def _flat_configuration(plans: dict, configuration: str, folder: Path) -> dict:
 
 def _set_patch_size(config: dict, patch_size: list[int]) -> None:
     if len(patch_size) != len(config["patch_size"]):
-        raise KDError(
-            f"--patch-size needs {len(config['patch_size'])} numbers for this configuration, got {patch_size}"
-        )
+        raise KDError(f"--patch-size needs {len(config['patch_size'])} numbers for this configuration, got {patch_size}")
     if min(patch_size) < 8:
         raise KDError(f"--patch-size {patch_size} is too small: every axis needs at least 8 pixels")
     kwargs = config["architecture"]["arch_kwargs"]

@@ -119,9 +119,7 @@ def pair_stages(teacher: StageTable, student: StageTable, wanted: Sequence[str |
         elif isinstance(item, int):
             found = [p for p in common if p.student == item]
         else:
-            raise KDError(
-                f'unknown stage "{item}" in "nnunet_kd.msan.stages": use "bottleneck", "all" or a stage number'
-            )
+            raise KDError(f'unknown stage "{item}" in "nnunet_kd.msan.stages": use "bottleneck", "all" or a stage number')
         if not found:
             have = {p.student: p.name for p in common}
             raise KDError(f"student stage {item} has no teacher stage of the same stride; stages that have one: {have}")

@@ -69,13 +69,9 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
         try:
             content[name] = json.loads((path / name).read_text())
         except FileNotFoundError:
-            raise KDError(
-                f"{path / name} is missing: train the model first with nnUNetv2_train, or fix the path"
-            ) from None
+            raise KDError(f"{path / name} is missing: train the model first with nnUNetv2_train, or fix the path") from None
         except json.JSONDecodeError as error:
-            raise KDError(
-                f"{path / name} is not valid JSON ({error}): train the model again or restore the file"
-            ) from None
+            raise KDError(f"{path / name} is not valid JSON ({error}): train the model again or restore the file") from None
     plans, dataset_json = content["plans.json"], content["dataset.json"]
     configuration = path.name.split("__")[-1]
     if configuration not in plans.get("configurations", {}):

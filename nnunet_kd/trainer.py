@@ -251,9 +251,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         done = self.current_epoch
         if self.local_rank == 0 and (done % self.save_every == 0 or done == self.num_epochs):
             logged = self.logger.local_logger.my_fantastic_logging
-            plot_terms(
-                {k: logged[f"kd/{k}"] for k in self._log_keys}, Path(self.output_folder) / "progress_distillation.png"
-            )
+            plot_terms({k: logged[f"kd/{k}"] for k in self._log_keys}, Path(self.output_folder) / "progress_distillation.png")
 
     def _extra_state(self) -> dict:
         return {**super()._extra_state(), "distiller": self.distiller.state_dict()}

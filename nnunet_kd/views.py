@@ -201,9 +201,7 @@ def fourier(u: Tensor, valid: Tensor | None, generator: Generator, low: float, h
     inside = torch.ones_like(amplitude, dtype=torch.bool)
     for axis in axes:
         n = u.shape[axis]
-        frequency = (
-            torch.fft.rfftfreq(n, device=u.device) if axis == axes[-1] else torch.fft.fftfreq(n, device=u.device)
-        )
+        frequency = torch.fft.rfftfreq(n, device=u.device) if axis == axes[-1] else torch.fft.fftfreq(n, device=u.device)
         shape = [1] * u.ndim
         shape[axis] = -1
         inside &= frequency.abs().view(shape) <= width / 2
@@ -323,7 +321,10 @@ def _random_conv(u: Tensor, out_channels: int, size: int, generator: Generator) 
     kernel = torch.randn(shape, generator=generator, device=u.device, dtype=u.dtype)
     kernel = kernel / math.sqrt(channels * size**axes)
     grouped = u.reshape(1, batch * channels, *u.shape[2:])
-    return _CONV[axes](grouped, kernel, padding=size // 2, groups=batch).view(batch, out_channels, *u.shape[2:])
+    if size > 1:
+        # zeros around the patch would draw a frame that no scanner draws
+        grouped = F.pad(grouped, (size // 2,) * (2 * axes), mode="replicate")
+    return _CONV[axes](grouped, kernel, groups=batch).view(batch, out_channels, *u.shape[2:])
 
 
 def _mix(u: Tensor, y: Tensor, valid: Tensor | None, generator: Generator) -> Tensor:

@@ -160,6 +160,16 @@ def test_autoencoder_takes_any_patch(size):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("size", [(17, 9), (5, 9, 17)])
+def test_autoencoder_sees_the_last_pixels_of_odd_axes(size):
+    model, onehot = SemanticAutoencoder(2, len(size), dim=10, width=4), torch.zeros(1, 2, *size)
+    onehot[:, 0] = 1
+    for axis in range(2, onehot.ndim):
+        changed = onehot.clone()
+        changed.narrow(axis, size[axis - 2] - 1, 1).copy_(1 - onehot.narrow(axis, 0, 1))
+        assert (model.encode(changed) - model.encode(onehot)).abs().max() > 1e-4
+
+
 @pytest.mark.parametrize("size", [(32, 32), (8, 16, 16)])
 def test_autoencoder_learns_and_tells_samples_apart(size):
     model, onehot = SemanticAutoencoder(3, len(size), dim=16, width=8), labels(size)

@@ -17,9 +17,7 @@ def test_student_plans_are_lighter_and_share_the_preprocessed_data(tiny_dataset,
     teacher = read_model_folder(tiny_teacher).plans
     assert architecture(planned.plans)["features_per_stage"] == [2, 4, 8]
     assert architecture(teacher)["features_per_stage"] == [8, 16, 32]
-    assert (
-        planned.plans["configurations"]["2d"]["data_identifier"] == teacher["configurations"]["2d"]["data_identifier"]
-    )
+    assert planned.plans["configurations"]["2d"]["data_identifier"] == teacher["configurations"]["2d"]["data_identifier"]
     section = planned.plans["nnunet_kd"]["teacher"]
     assert not section["folder"].startswith("/")  # relative to nnUNet_results
     assert section["stages"]["channels"] == [8, 16, 32] and section["stages"]["strides"] == [[1, 1], [2, 2], [4, 4]]
@@ -47,9 +45,7 @@ def test_teacher_plans_carry_schedule_seed_and_a_topology_that_fits_the_patch(ti
     assert architecture(plan_teacher(950, "2d", features=[4, 8], name="PlansU").plans)["n_stages"] == 2
 
 
-@pytest.mark.parametrize(
-    ("iterations", "epochs", "total"), [(1, None, 1), (1000, None, 1000), (250, 5, 250), (7, 3, 9)]
-)
+@pytest.mark.parametrize(("iterations", "epochs", "total"), [(1, None, 1), (1000, None, 1000), (250, 5, 250), (7, 3, 9)])
 def test_schedules(iterations, epochs, total):
     schedule = make_schedule(iterations, epochs)
     assert schedule.epochs * schedule.iterations_per_epoch == total

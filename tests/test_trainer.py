@@ -33,9 +33,7 @@ def make(name: str, plans: str, resume: bool = False, fold: int | str = 0):
 
 
 def student(teacher, name, epochs=10, iterations=20, **section) -> str:
-    planned = plan_student(
-        950, "2d", teacher, width=0.25, iterations=iterations, epochs=epochs, name=name, overwrite=True
-    )
+    planned = plan_student(950, "2d", teacher, width=0.25, iterations=iterations, epochs=epochs, name=name, overwrite=True)
     if section:
         content = json.loads(planned.file.read_text())
         content["nnunet_kd"].update(section)

@@ -99,6 +99,26 @@ def test_statistics_leave_out_what_lies_outside():
         assert torch.allclose(a, b[..., :24], atol=1e-4)
 
 
+def test_operations_are_told_what_is_valid(monkeypatch):
+    seen = []
+
+    def spy(u, valid, generator):
+        seen.append((u, valid))
+        return u
+
+    monkeypatch.setitem(PRESETS, "spy", (views.Step(spy, 1.0),))
+    x = images((2, 2, 16, 16))
+    x[:, :, :4] = 0
+    Views("spy", keep_zero=[True, False])(x, generator())
+    ((u, valid),) = seen
+    assert torch.equal(valid[:, 0], x[:, 0] != 0) and valid[:, 1].all()
+    assert u[:, 0, 4:].mean((1, 2)).abs().max() < 1e-5
+    # whatever a random network puts outside does not change what is mixed inside
+    y = torch.where(valid, u.flip(0), 100.0)
+    a, b = (views._mix(u, outside, valid, generator(1)) for outside in (y, torch.where(valid, y, 0.0)))
+    assert torch.allclose(a[valid], b[valid], atol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtype_is_kept_under_autocast(dtype):
     x = images((2, 1, 24, 24)).to(dtype)
@@ -207,7 +227,7 @@ def test_invert():
 
 @pytest.mark.parametrize("op", [views.gin, views.random_convolution])
 def test_random_networks_work_on_each_sample_alone(op):
-    """Equal samples differ after it (own kernels), and a sample does not leak into its neighbour."""
+    """A sample does not leak into its neighbours."""
     u = images((3, 2, 24, 24))
     v = op(u, None, generator(2))
     changed = u.clone()
@@ -215,8 +235,15 @@ def test_random_networks_work_on_each_sample_alone(op):
     w = op(changed, None, generator(2))
     assert torch.equal(v[0], w[0]) and torch.equal(v[2], w[2])
     assert not torch.allclose(v[1], w[1])
-    same = op(u[:1].repeat(3, 1, 1, 1), None, generator(2))
-    assert (same[0] - same[1]).abs().max() > 1e-2
+
+
+def test_random_kernels_differ_between_samples_and_draw_no_frame():
+    u = images((1, 2, 24, 24)).repeat(3, 1, 1, 1)
+    v = views._random_conv(u, 2, 3, generator(2))
+    assert v.shape == u.shape
+    assert abs(correlation(v[0], v[1])) < 0.99 and abs(correlation(v[1], v[2])) < 0.99
+    flat = views._random_conv(torch.ones(2, 1, 6, 7, 8), 3, 3, generator(2))
+    assert torch.allclose(flat, flat[..., :1, :1, :1].expand_as(flat), atol=1e-5)
 
 
 def test_gin_bends_intensities():

@@ -46,9 +46,7 @@ def find_cases(source: str | Path, observer: int = 1, split: str = "first20") ->
     wanted = [child + eye for child in CHILDREN for eye in "lr"]
     if set(images) != set(wanted):
         missing = sorted(set(wanted) - set(images))
-        detail = (
-            f"missing Image_{missing[0].upper()}.jpg" if missing else f"unexpected {sorted(set(images) - set(wanted))}"
-        )
+        detail = f"missing Image_{missing[0].upper()}.jpg" if missing else f"unexpected {sorted(set(images) - set(wanted))}"
         raise KDError(f"{source} holds {len(images)} images of CHASE_DB1 ({detail}): expected {EXPECTED}")
     labels = {eye: files.get(f"image_{eye}_{OBSERVERS[observer]}.png") for eye in wanted}
     missing = [eye for eye in wanted if labels[eye] is None]

@@ -36,16 +36,12 @@ def find_cases(source: str | Path, observer: int = 1) -> tuple[list[FundusCase],
     cases, warnings = [], []
     for half, numbers in HALVES.items():
         parts = list_folder(list_folder(source).get(half, source / half))
-        images, masks, labels = (
-            list_folder(parts.get(p, source / half / p)) for p in ("images", "mask", OBSERVERS[observer])
-        )
+        images, masks, labels = (list_folder(parts.get(p, source / half / p)) for p in ("images", "mask", OBSERVERS[observer]))
         images = {int(m[1]): p for n, p in images.items() if (m := re.fullmatch(rf"(\d\d)_{half}\.tiff?", n))}
         masks = {int(m[1]): p for n, p in masks.items() if (m := re.fullmatch(rf"(\d\d)_{half}_mask\.gif", n))}
         labels = {int(m[1]): p for n, p in labels.items() if (m := re.fullmatch(rf"(\d\d)_manual{observer}\.gif", n))}
         if not labels:
-            warnings.append(
-                f"no labels of observer {observer} for the {half} half ({half}/{OBSERVERS[observer]}): left out"
-            )
+            warnings.append(f"no labels of observer {observer} for the {half} half ({half}/{OBSERVERS[observer]}): left out")
             continue
         for what, found in (("images", images), ("field-of-view masks", masks), ("labels", labels)):
             if set(found) != set(numbers):

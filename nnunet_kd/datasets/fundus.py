@@ -116,9 +116,7 @@ def prepare(
     check_options(channels, fov_width)
     fov_mask = find_fov(image_rgb) if fov_mask is None else np.asarray(fov_mask, dtype=bool)
     if fov_mask.shape != image_rgb.shape[:2]:
-        raise KDError(
-            f"field-of-view mask is {fov_mask.shape}, image is {image_rgb.shape[:2]}: they belong to two images"
-        )
+        raise KDError(f"field-of-view mask is {fov_mask.shape}, image is {image_rgb.shape[:2]}: they belong to two images")
     geometry = fov_geometry(fov_mask, fov_width)
     # HAMMING is the sharpest of Pillow's filters without negative lobes, but made for shrinking only.
     resample = Image.Resampling.HAMMING if geometry.scale < 1 else Image.Resampling.BILINEAR
@@ -271,9 +269,7 @@ def verify(folder: Path, cases: Sequence[FundusCase], report: ConversionReport) 
         image, label, fov = (np.asarray(Image.open(p)) for p in case_files(folder, case))
         nonzero = image.max(axis=2) if image.ndim == 3 else image
         if not (
-            nonzero.shape == label.shape == fov.shape
-            and np.array_equal(nonzero > 0, fov > 0)
-            and not label[fov == 0].any()
+            nonzero.shape == label.shape == fov.shape and np.array_equal(nonzero > 0, fov > 0) and not label[fov == 0].any()
         ):
             raise KDError(f"{case.name} in {folder} was not written as it should be: is the disk full? Convert again")
         canvas[label.shape[1], label.shape[0]] += 1
@@ -283,13 +279,9 @@ def verify(folder: Path, cases: Sequence[FundusCase], report: ConversionReport) 
         shares.append((rows[-1] - rows[0] + 1) * (columns[-1] - columns[0] + 1) / fov.size)
     written = {tag: len(list((folder / f"images{tag}").glob("*.png"))) for tag in ("Tr", "Ts")}
     if written != {"Tr": len(report.train_cases), "Ts": len(report.test_cases)} or values != {0, 1}:
-        raise KDError(
-            f"{folder} holds {written} images and label values {sorted(values)}: is the disk full? Convert again"
-        )
+        raise KDError(f"{folder} holds {written} images and label values {sorted(values)}: is the disk full? Convert again")
     if np.median(shares) >= 0.75:
-        raise KDError(
-            f"{folder}: the field of view fills {np.median(shares):.2f} of the canvas, nnU-Net would not mask by it"
-        )
+        raise KDError(f"{folder}: the field of view fills {np.median(shares):.2f} of the canvas, nnU-Net would not mask by it")
     report.canvas_sizes, report.label_values, report.label_fraction = dict(canvas), sorted(values), vessel / inside
 
 

@@ -56,13 +56,25 @@ class Domain:
 DOMAINS: dict[str, Domain] = {
     "source": Domain("SynthSource"),
     "contrast": Domain(
-        "SynthContrast", level=(100, 155), vessel=(16, 26), illumination=(25, 42), gamma=(0.6, 1.7), noise=(3, 5)
+        "SynthContrast", level=(100, 155), vessel=(20, 30), illumination=(22, 38), gamma=(0.6, 1.7), noise=(3, 5)
     ),
     "texture": Domain(
-        "SynthTexture", mottle=(9, 14), stripes=(16, 28), n_stripes=(8, 14), grain=(6, 10), blur=(1.0, 1.5)
+        "SynthTexture",
+        vessel=(42, 62),
+        mottle=(9, 13),
+        stripes=(16, 26),
+        n_stripes=(8, 14),
+        grain=(6, 10),
+        blur=(0.8, 1.1),
     ),
     "noise": Domain(
-        "SynthNoise", noise=(14, 20), reflex=(20, 36), n_lesions=(18, 30), lesion=(30, 60), calibre=(1.15, 1.4)
+        "SynthNoise",
+        vessel=(48, 68),
+        noise=(9, 14),
+        reflex=(36, 54),
+        n_lesions=(25, 40),
+        lesion=(35, 65),
+        calibre=(1.2, 1.5),
     ),
 }
 
@@ -149,7 +161,7 @@ def make_image(rng: np.random.Generator, size: int, domain: Domain) -> tuple[np.
     wide = radii > 1.0
     reflex = rng.uniform(*domain.reflex)
     if wide.any():
-        image += reflex * draw(size, points[wide], 0.35 * radii[wide])
+        image += reflex * draw(size, points[wide], 0.4 * radii[wide])
     image = ndimage.gaussian_filter(image, rng.uniform(*domain.blur), mode="reflect")
     image = 255 * np.clip(image / 255, 0, 1) ** rng.uniform(*domain.gamma)
     image += rng.normal(0, rng.uniform(*domain.noise), (size, size))

@@ -1,4 +1,4 @@
-"""A trained fold as a model folder that stock nnU-Net predicts with: no nnunet_kd, no teacher, no heads, no optimizer."""
+"""A trained fold as a stock nnU-Net model folder: no nnunet_kd, no teacher, no heads, no optimizer."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 
+import nnunet_kd.trainer
 from nnunet_kd.checkpoints import load_checkpoint, save_atomically
-from nnunet_kd.config import SECTION
+from nnunet_kd.config import SECTION, read_config
 from nnunet_kd.cost import count_parameters
 from nnunet_kd.deploy.model_card import model_card
 from nnunet_kd.errors import KDError
@@ -50,7 +51,8 @@ def export_model(
         overwrite: replace `out`, if it is a model folder.
 
     Raises:
-        KDError: a folder or checkpoint is missing, damaged or foreign; `out` exists; the network is not stock nnU-Net's.
+        KDError: a folder or checkpoint is missing, damaged or foreign; `out` exists; the network
+            is not the one that stock nnU-Net builds.
     """
     model = read_model_folder(training_folder)
     out = Path(out)
@@ -71,7 +73,16 @@ def export_model(
         size = sum(file.stat().st_size for file in temporary.glob("fold_*/*.pth"))
         parameters = count_parameters(network)
         card = model_card(
-            out.name, plans, dataset_json, model.plans, model.configuration, trainer, list(contents), parameters, size
+            out.name,
+            plans,
+            dataset_json,
+            model.plans,
+            model.configuration,
+            trainer,
+            _distillation_terms(model.plans, trainer),
+            list(contents),
+            parameters,
+            size,
         )
         (temporary / "MODEL_CARD.md").write_text(card, encoding="utf-8")
         _put_in_place(temporary, out)
@@ -99,7 +110,8 @@ def _check_belongs(content: dict, model: ModelFolder, file: Path) -> None:
     expected = (model.plans["dataset_name"], model.plans["plans_name"], model.configuration)
     if trained != expected:
         raise KDError(
-            f"{file} was trained with {' '.join(trained)}, its folder is of {' '.join(expected)}: put the fold's own file back"
+            f"{file} was trained with {' '.join(trained)}, its folder is of {' '.join(expected)}: "
+            "put the file back that belongs there"
         )
 
 
@@ -114,6 +126,14 @@ def _plans_name(name: str | None, training_name: str, trainer: str) -> str:
     if name == training_name:
         raise KDError(f'plans name "{name}" is the training\'s own: choose another with --name')
     return name
+
+
+def _distillation_terms(plans: dict, trainer: str) -> list[str]:
+    """What the training distilled, from its plans and its trainer. Empty for trainers that are not of this package."""
+    trainer_class = getattr(nnunet_kd.trainer, trainer, None)
+    if trainer_class is None or SECTION not in plans or not hasattr(trainer_class, "preset"):
+        return []
+    return read_config(plans, trainer_class.preset, trainer).terms.active
 
 
 def _stock_plans(plans: dict, name: str) -> dict:
@@ -160,7 +180,7 @@ def _write_model(folder: Path, model: ModelFolder, plans: dict, dataset_json: di
 
 
 def _verify(folder: Path, model: ModelFolder, checkpoint: str, contents: dict[str, dict]) -> nn.Module:
-    """Compare the logits of stock nnU-Net on the exported folder with the training's, fold by fold. Returns the network."""
+    """Compare stock nnU-Net's logits on the exported folder with the training's, fold by fold. Returns the network."""
     with redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
         with _environment(nnUNet_extTrainer=None, nnUNet_compile=None):
             predictor = nnUNetPredictor(device=torch.device("cpu"))

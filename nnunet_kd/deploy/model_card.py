@@ -55,6 +55,7 @@ def model_card(
     training_plans: dict,
     configuration: str,
     trainer: str,
+    terms: Sequence[str],
     folds: Sequence[str],
     parameters: int,
     size: int,
@@ -65,14 +66,14 @@ def model_card(
         folder: name of the exported folder.
         plans: the exported plans; `training_plans` still hold the section "nnunet_kd", if there was one.
         configuration: "2d", "3d_fullres", ...
-        trainer: name of the trainer class that trained it.
+        trainer: name of the trainer class that trained it. `terms`: its distillation terms, none for a plain training.
         parameters: number of parameters. `size`: bytes of all checkpoint files.
     """
     settings = plans["configurations"][configuration]
     licence = dataset_json.get("licence") or dataset_json.get("license")
     return _CARD.format(
         folder=folder,
-        origin=_origin(training_plans.get(SECTION, {}).get("teacher"), trainer, parameters),
+        origin=_origin(training_plans.get(SECTION, {}).get("teacher"), trainer, terms, parameters),
         dataset=plans["dataset_name"],
         labels=", ".join(f"{label} {value}" for label, value in dataset_json["labels"].items()),
         channels=", ".join(f"{index} {name}" for index, name in dataset_json["channel_names"].items()),
@@ -94,13 +95,14 @@ def model_card(
     )
 
 
-def _origin(teacher: dict | None, trainer: str, parameters: int) -> str:
-    if teacher is None:
-        return f"Trained with {trainer}, without a teacher."
-    # The last two parts are DATASET/TRAINER__PLANS__CONFIGURATION; what is above them is the training machine's business.
+def _origin(teacher: dict | None, trainer: str, terms: Sequence[str], parameters: int) -> str:
+    if teacher is None or not terms:
+        return f"Trained with {trainer}. Nothing was distilled into it."
+    # Of the teacher's path only DATASET/TRAINER__PLANS__CONFIGURATION: the rest is the training machine's business.
     folder = PurePath(teacher["folder"])
     size = teacher["stages"]["parameters"]
     return (
-        f"A light student. Its plans name the teacher {'/'.join(folder.parts[-2:])} (trainer {folder.name.split('__')[0]}, "
-        f"fold: {teacher.get('fold', 'same')}, {size:,} parameters, {size / parameters:.1f} times as many); {trainer} trained it."
+        f"A light student, distilled with {trainer} (terms: {', '.join(terms)}) from the teacher "
+        f"{'/'.join(folder.parts[-2:])} (trainer {folder.name.split('__')[0]}, fold: {teacher.get('fold', 'same')}, "
+        f"{size:,} parameters, {size / parameters:.1f} times as many)."
     )

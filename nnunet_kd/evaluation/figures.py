@@ -1,0 +1,312 @@
+"""Pictures of the report, by matplotlib: contours on images, Dice per case, training curves, semantic distances.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart; models also differ by marker.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
+from scipy import ndimage
+
+TEACHER = "#333333"
+STUDENTS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+MARKERS = "osD^vP"
+TRUTH, PREDICTION = "#56B4E9", "#E69F00"
+TITLES = {
+    "seg_loss": "segmentation loss (training)",
+    "val_losses": "segmentation loss (validation)",
+    "mean_fg_dice": "pseudo Dice (validation)",
+    "kd": "logit distillation (KD)",
+    "intra": "DCGD, intra graph",
+    "inter": "DCGD, inter graph",
+    "cross_ts": "DICD, teacher's vector in the student",
+    "cross_st": "DICD, student's vector in the teacher",
+}
+
+
+@dataclass(frozen=True)
+class CasePicture:
+    """One row of `contour_figure`: an image ``(H, W)``, ``(H, W, 3)`` or ``(D, H, W)`` and label maps ``(H, W)`` or
+    ``(D, H, W)``."""
+
+    title: str
+    image: np.ndarray
+    truth: np.ndarray
+    predictions: Mapping[str, np.ndarray]
+    dice: Mapping[str, float]
+
+
+def model_styles(models: Sequence[tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """``{name: (colour, marker)}`` for (name, role) pairs: one for each model, the same in every picture."""
+    styles, students = {}, 0
+    for name, role in models:
+        if role == "teacher":
+            styles[name] = (TEACHER, "*")
+        else:
+            styles[name] = (STUDENTS[students % len(STUDENTS)], MARKERS[students % len(MARKERS)])
+            students += 1
+    return styles
+
+
+def best_median_worst(dice: Mapping[str, float]) -> list[tuple[str, str]]:
+    """``[("best", case), ("median", case), ("worst", case)]``; fewer where there are fewer cases with a Dice."""
+    order = sorted((c for c in dice if not math.isnan(dice[c])), key=lambda c: -dice[c])
+    if len(order) < 3:
+        return list(zip(("best", "worst") if len(order) == 2 else ("only case",), order, strict=False))
+    return [("best", order[0]), ("median", order[len(order) // 2]), ("worst", order[-1])]
+
+
+def contour_figure(rows: Sequence[CasePicture], file: Path) -> Path:
+    """Whole image with the truth, then one enlarged panel per model with the outlines of truth and prediction.
+
+    Large organs are enlarged to their bounding box; thin structures to the part on which the models err most, because
+    their outlines are not to be seen at full view. Volumes: the slice with most of the truth.
+    """
+    models = list(rows[0].predictions)
+    figure = _figure(2.35 * (len(models) + 1), 2.6 * len(rows) + 0.45)
+    axes = figure.subplots(len(rows), len(models) + 1, squeeze=False)
+    for row, line in zip(rows, axes, strict=True):
+        image, truth, predictions = _plane(row)
+        top, left, side = _window(truth, list(predictions.values()))
+        low, high = np.percentile(image, (0.5, 99.5))
+        for axis in line:
+            axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
+            axis.set_axis_off()
+        _outline(line[0], truth, TRUTH, 0.9)
+        line[0].add_patch(Rectangle((left - 0.5, top - 0.5), side, side, fill=False, color="white", linewidth=1.2))
+        line[0].set_title(row.title, fontsize=9)
+        for axis, name in zip(line[1:], models, strict=True):
+            _outline(axis, truth, TRUTH, 1.0)
+            _outline(axis, predictions[name], PREDICTION, 1.5)
+            axis.set_xlim(left - 0.5, left + side - 0.5)
+            axis.set_ylim(top + side - 0.5, top - 0.5)
+            value = row.dice[name]
+            axis.set_title(f"{name}   {'no Dice' if math.isnan(value) else f'Dice {value:.3f}'}", fontsize=9)
+    handles = [
+        Line2D([], [], color=TRUTH, linewidth=2, label="annotation"),
+        Line2D([], [], color=PREDICTION, linewidth=2, label="prediction"),
+        Patch(facecolor="#777777", edgecolor="white", linewidth=1.5, label="white box: the part enlarged on the right"),
+    ]
+    figure.legend(handles=handles, loc="upper left", ncols=3, frameon=False, fontsize=9)
+    return _save(figure, file, top=1 - 0.4 / figure.get_figheight())
+
+
+def dice_dots(dice: Mapping[str, Mapping[str, Sequence[float]]], styles: Mapping[str, tuple[str, str]], file: Path) -> Path:
+    """Dice of every case (small) and its mean (large) by domain and model. ``dice[model][domain]`` lists the cases."""
+    domains = list(dict.fromkeys(d for by_domain in dice.values() for d in by_domain))
+    figure = _figure(max(6.0, 1.2 + 2.2 * len(domains)), 3.6)
+    axis = figure.subplots()
+    width = 0.8 / len(dice)
+    for i, (name, by_domain) in enumerate(dice.items()):
+        colour, marker = styles[name]
+        for x, domain in enumerate(domains):
+            values = np.asarray([v for v in by_domain.get(domain, ()) if not math.isnan(v)])
+            if not len(values):
+                continue
+            centre = x + (i - (len(dice) - 1) / 2) * width
+            # spread sideways in the order of the cases: the same picture on every run
+            spread = centre + np.linspace(-0.3, 0.3, len(values)) * width
+            axis.scatter(spread, values, s=9, color=colour, alpha=0.45, linewidths=0)
+            axis.scatter(centre, values.mean(), s=75, color=colour, marker=marker, edgecolors="white", zorder=3)
+        axis.scatter([], [], s=55, color=colour, marker=marker, label=name)
+    axis.set_xticks(range(len(domains)), domains)
+    for x in range(1, len(domains)):
+        axis.axvline(x - 0.5, color="#dddddd", linewidth=0.8)
+    axis.set_xlim(-0.5, len(domains) - 0.5)
+    axis.set_ylabel("Dice")
+    _tidy(axis)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(6, len(dice)), frameon=False, fontsize=9)
+    return _save(figure, file)
+
+
+def training_curves(
+    curves: Mapping[str, Mapping[str, Sequence[float]]], styles: Mapping[str, tuple[str, str]], file: Path
+) -> Path | None:
+    """One panel per logged value, one line per model; None where nothing was logged.
+
+    ``curves[model][key]`` holds one value per epoch (None or NaN where it was off). Keys are nnU-Net's (``val_losses``,
+    ``mean_fg_dice``, ...) and ``kd/...`` of the distillation. Shaded: alignment training (ACT) before distillation.
+    """
+    panels = _panels(curves)
+    if not panels:
+        return None
+    first = [k for k in TITLES if k in panels]
+    order = first + [k for k in panels if k not in TITLES]
+    columns = min(3, len(order))
+    lines = math.ceil(len(order) / columns)
+    figure = _figure(3.6 * columns, 2.3 * lines + 0.5)
+    axes = figure.subplots(lines, columns, squeeze=False)
+    phases = {name: _alignment_phase(logged) for name, logged in curves.items()}
+    for axis in axes.flat[len(order) :]:
+        axis.set_axis_off()
+    for axis, key in zip(axes.flat, order, strict=False):
+        for name, network, series in panels[key]:
+            epochs = 1 + np.flatnonzero(np.isfinite(series))
+            line = "--" if network == "teacher" else "-"
+            marker = "." if len(epochs) < 3 else None
+            axis.plot(epochs, series[epochs - 1], color=styles[name][0], linewidth=1.6, linestyle=line, marker=marker)
+        for name in {n for n, _, _ in panels[key]}:
+            if phases[name] is not None and key not in ("seg_loss", "val_losses", "mean_fg_dice"):
+                axis.axvspan(*phases[name], color="#eeeeee", zorder=0)
+        axis.set_xlim(0.5, 0.5 + max(len(s) for _, _, s in panels[key]))
+        axis.set_title(TITLES.get(key, key.replace("_", " ").replace("act ", "ACT, ")), fontsize=9)
+        _tidy(axis)
+        axis.tick_params(labelsize=8)
+    for axis in axes.flat[max(0, len(order) - columns) : len(order)]:
+        axis.set_xlabel("epoch", fontsize=9)
+    handles = [Line2D([], [], color=styles[n][0], linewidth=2, label=n) for n in curves]
+    if any(network for panel in panels.values() for _, network, _ in panel):
+        handles.append(Line2D([], [], color="#555555", linestyle="--", label="teacher's alignment network"))
+    if any(phases.values()):
+        handles.append(Patch(color="#eeeeee", label="alignment training"))
+    figure.legend(handles=handles, loc="upper left", ncols=6, frameon=False, fontsize=9)
+    return _save(figure, file, top=1 - 0.4 / figure.get_figheight())
+
+
+def fsd_bars(results: Sequence[Mapping], file: Path) -> Path:
+    """Relative FSD of every comparison: what chance gives (bar), raw (diamond), bias-corrected with interval (dot).
+
+    ``results`` are the report's ``fsd`` entries (see ``fsd.compare``); values that are None or NaN are left out.
+    """
+    groups: dict[tuple[str, str], list[Mapping]] = {}
+    for r in results:
+        groups.setdefault((r["model"], r["network"]), []).append(r)
+    figure = _figure(8.6, 0.36 * (len(results) + len(groups)) + 1.25)
+    axis = figure.subplots()
+    y, ticks, labels = 0, [], []
+    for (model, network), rows in groups.items():
+        colour = TEACHER if network == "teacher" else STUDENTS[0]
+        ticks.append(y)
+        labels.append(f"{model}: {network}")
+        for r in rows:
+            y += 1
+            ticks.append(y)
+            labels.append(r["target"])
+            chance, raw, corrected = (_number(r.get(k)) for k in ("relative_null95", "relative", "relative_extrapolated"))
+            low, high = (_number(v) for v in r.get("relative_interval") or (None, None))
+            if math.isfinite(chance):
+                axis.barh(y, chance, height=0.62, color="#d9d9d9")
+            if math.isfinite(low) and math.isfinite(high):
+                axis.plot([low, high], [y, y], color=colour, linewidth=1.6, solid_capstyle="butt")
+            axis.plot(corrected, y, "o", color=colour, markersize=6)
+            axis.plot(raw, y, "D", markerfacecolor="white", markeredgecolor=colour, markersize=5.5)
+        y += 1
+    axis.set_yticks(ticks, labels, fontsize=9)
+    for label in axis.get_yticklabels():
+        label.set_fontweight("bold" if ": " in label.get_text() else "normal")
+    axis.set_ylim(y - 0.3, -0.6)
+    axis.axvline(0, color="#888888", linewidth=0.8)
+    axis.set_xlabel("FSD divided by the source's total variance (lower = closer to the source)", fontsize=9)
+    _tidy(axis, "x")
+    axis.tick_params(axis="y", length=0)
+    handles = [
+        Line2D([], [], color=STUDENTS[0], marker="o", label="bias-corrected, 95% interval"),
+        Line2D([], [], color=STUDENTS[0], marker="D", markerfacecolor="white", linestyle="", label="raw FSD"),
+        Patch(color="#d9d9d9", label="raw FSD that chance gives (up to, 95%)"),
+    ]
+    figure.legend(handles=handles, loc="upper left", ncols=3, frameon=False, fontsize=9)
+    return _save(figure, file, top=1 - 0.4 / figure.get_figheight())
+
+
+def _figure(width: float, height: float) -> Figure:
+    """A figure outside pyplot, which would keep it for ever and ask for a display."""
+    figure = Figure(figsize=(width, height), layout="tight")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, file: Path, top: float = 1.0) -> Path:
+    figure.get_layout_engine().set(rect=(0, 0, 1, top))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=110)
+    return file
+
+
+def _tidy(axis: Axes, grid: str = "y") -> None:
+    axis.grid(axis=grid, color="#e6e6e6", linewidth=0.8)
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _outline(axis: Axes, labels: np.ndarray, colour: str, width: float) -> None:
+    for value in np.unique(labels[labels > 0]):
+        axis.contour(labels == value, levels=[0.5], colors=[colour], linewidths=width)
+
+
+def _plane(row: CasePicture) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    if row.truth.ndim == 2:
+        return row.image, row.truth, dict(row.predictions)
+    foreground = (row.truth > 0).sum((1, 2))
+    if not foreground.any():
+        foreground = sum((p > 0).sum((1, 2)) for p in row.predictions.values())
+    z = int(foreground.argmax())
+    return row.image[z], row.truth[z], {n: p[z] for n, p in row.predictions.items()}
+
+
+def _window(truth: np.ndarray, predictions: Sequence[np.ndarray]) -> tuple[int, int, int]:
+    """Top, left and side of the square to enlarge."""
+    height, width = truth.shape
+    seen = np.any([truth > 0, *(p > 0 for p in predictions)], axis=0)
+    if not seen.any():
+        return 0, 0, max(height, width)
+    rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
+    extent = int(max(np.ptp(rows), np.ptp(columns))) + 1
+    thickness = 2 * ndimage.distance_transform_edt(np.pad(seen, 1)).max()
+    if thickness > 0.15 * extent:  # an organ, not a net of vessels
+        side = min(max(height, width), round(1.2 * extent) + 4)
+        centre = (rows[0] + rows[-1]) // 2, (columns[0] + columns[-1]) // 2
+    else:
+        side = max(32, round(0.35 * extent))
+        wrong = np.sum([(p > 0) != (truth > 0) for p in predictions], axis=0).astype(float)
+        # ndimage's filter averages; zeros outside keep the window from hanging over the rim
+        centre = np.unravel_index(ndimage.uniform_filter(wrong, side, mode="constant").argmax(), wrong.shape)
+    top, left = (int(np.clip(c - side // 2, 0, max(0, n - side))) for c, n in zip(centre, (height, width), strict=True))
+    return top, left, side
+
+
+def _panels(curves: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, list[tuple[str, str, np.ndarray]]]:
+    """``{panel: [(model, "teacher" or "student" for the alignment networks, else "", values)]}``."""
+    panels: dict[str, list[tuple[str, str, np.ndarray]]] = {}
+    for name, logged in curves.items():
+        for key, values in logged.items():
+            if key in ("train_losses", "ema_fg_dice"):
+                # only a plain training's total loss is its segmentation loss; distilled ones log that on its own
+                if key == "ema_fg_dice" or "kd/seg_loss" in logged:
+                    continue
+                key = "seg_loss"
+            key, network = key.removeprefix("kd/"), ""
+            if key.startswith("act_") and key.endswith(("_teacher", "_student")):
+                key, _, network = key.rpartition("_")
+            series = np.asarray([math.nan if v is None else v for v in values], dtype=float)
+            if np.isfinite(series).any():
+                panels.setdefault(key, []).append((name, network, series))
+    return panels
+
+
+def _alignment_phase(logged: Mapping[str, Sequence[float]]) -> tuple[float, float] | None:
+    """First and last epoch of alignment training before any distillation term was on."""
+
+    def on(prefixes: tuple[str, ...]) -> np.ndarray:
+        lists = [v for k, v in logged.items() if k.startswith(prefixes)]
+        values = [np.asarray([math.nan if x is None else x for x in v], dtype=float) for v in lists]
+        return np.flatnonzero(np.any([np.isfinite(v) for v in values], axis=0)) if values else np.array([], int)
+
+    aligned, distilled = on(("kd/act_",)), on(("kd/intra", "kd/inter", "kd/cross"))
+    if not len(aligned):
+        return None
+    end = distilled[0] if len(distilled) else aligned[-1] + 1
+    return (aligned[0] + 0.5, end + 0.5) if end > aligned[0] else None
