@@ -35,7 +35,6 @@ setup(
         "scipy",  # statistics of the report, distance transforms, spline fields of the synthetic vessels
         "scikit-image>=0.19.3",  # resizing, skeletons, PNG and TIFF files
         "matplotlib",  # pictures of the report and of the loss terms
-        "pandas",  # tables of the evaluation
         "SimpleITK>=2.2.1",  # 3-D images
         "pillow",  # reads the vessel sets' GIF masks
         "tqdm",  # progress of long runs

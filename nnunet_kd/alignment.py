@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from nnunet_kd.config import ACT, MSAN
+from nnunet_kd.errors import KDError
 from nnunet_kd.losses import decoded_consistency, reconstruction, regularisation, view_consistency
 from nnunet_kd.msan import SemanticAutoencoder, build_msan
 from nnunet_kd.stages import StagePair, StageTable, decode, swap
@@ -29,6 +30,10 @@ class Alignment(nn.Module):
         tables: stage tables, ``{"teacher": ..., "student": ...}``.
         patch_size: spatial size of the training patches.
         num_labels: channels of the one-hot annotation (0: no P-SAE).
+        regions: the annotation's channels are overlapping regions.
+
+    Raises:
+        KDError: settings that no MSAN can be built with at these stages.
     """
 
     def __init__(
@@ -39,6 +44,7 @@ class Alignment(nn.Module):
         tables: dict[str, StageTable],
         patch_size: Sequence[int],
         num_labels: int,
+        regions: bool = False,
     ) -> None:
         super().__init__()
         self.act, self.pairs = act, list(pairs)
@@ -46,12 +52,14 @@ class Alignment(nn.Module):
         for pair in self.pairs:
             for network in NETWORKS:
                 stage, table = getattr(pair, network), tables[network]
-                self.msans[f"{network}_{pair.name}"] = build_msan(
-                    msan.kind, table.channels[stage], table.size(stage, patch_size), msan.dim, msan.hidden
-                )
+                try:
+                    module = build_msan(msan.kind, table.channels[stage], table.size(stage, patch_size), msan.dim, msan.hidden)
+                except ValueError as error:
+                    raise KDError(f'"nnunet_kd.msan" does not fit {network} stage {pair.name}: {error}') from None
+                self.msans[f"{network}_{pair.name}"] = module
         self.autoencoder = None
         if act.semantic > 0 and num_labels > 0:
-            self.autoencoder = SemanticAutoencoder(num_labels, len(patch_size), msan.dim)
+            self.autoencoder = SemanticAutoencoder(num_labels, len(patch_size), msan.dim, regions=regions)
         self.requires_grad_(False)
 
     def encode(self, network: str, features: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -81,13 +89,13 @@ class AlignmentTrainer:
         if alignment.autoencoder is not None:
             self.autoencoder_optimizer = torch.optim.AdamW(alignment.autoencoder.parameters(), lr=act.lr, weight_decay=1e-4)
 
-    def autoencoder_step(self, onehot: torch.Tensor) -> dict[str, float]:
+    def autoencoder_step(self, onehot: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, float]:
         """Train the P-SAE on annotations ``(B, L, *S)`` and keep the statistics its vectors are standardised by."""
         autoencoder = self.alignment.autoencoder
         if autoencoder is None:
             return {}
         with _training(autoencoder):
-            loss = autoencoder.loss(onehot)
+            loss = autoencoder.loss(onehot, mask)
             _step(self.autoencoder_optimizer, loss, autoencoder)
         with torch.no_grad():
             autoencoder.observe(autoencoder.encode(onehot))

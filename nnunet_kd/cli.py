@@ -229,11 +229,12 @@ def _fsd(o) -> None:
 
     from nnunet_kd.evaluation.domains import parse_domain
     from nnunet_kd.evaluation.evaluate import compare_semantics
+    from nnunet_kd.evaluation.report import json_ready
     from nnunet_kd.plans import write_json_atomically
     from nnunet_kd.teacher import resolve_folder
 
     raw = Path(os.environ.get("nnUNet_raw", "."))
-    source, targets = parse_domain(o.source, raw), [parse_domain(t, raw) for t in o.target]
+    source, targets = parse_domain(o.source, raw, False), [parse_domain(t, raw, False) for t in o.target]
     folder = resolve_folder(o.model)
     found = compare_semantics(folder.name, folder, source, targets, o.fold, o.checkpoint, tuple(o.networks), o.bootstrap)
     for row in found:
@@ -247,8 +248,8 @@ def _fsd(o) -> None:
             print(f"         warning: {warning}")
     if o.out:
         o.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomically({"fsd": found}, o.out)
-    print(json.dumps({"fsd": found}))
+        write_json_atomically(json_ready({"fsd": found}), o.out)
+    print(json.dumps(json_ready({"fsd": found})))
 
 
 def _add_demo(commands) -> None:

@@ -219,6 +219,9 @@ class Config:
         if self.terms.need_msan and self.act is not None and self.act.semantic > 0 and self.act.start == 0:
             raise KDError(f'"{SECTION}.act": the semantic autoencoder trains before "start", which is 0; raise start or set '
                           '"semantic" to 0')  # fmt: skip
+        only_consistency = self.act is not None and not (self.act.reconstruction or self.act.semantic or self.act.decoded)
+        if self.terms.need_msan and only_consistency and self.views is None:
+            raise KDError(f'"{SECTION}.act": consistency between views is the only part that is on, but there are no views')
         if self.views is not None and self.views.student_loss == "anchor" and not self.terms.need_msan:
             raise KDError(f'"{SECTION}.views" are drawn but nothing reads them: set "student_loss" to "all" or remove "views"')
         needs_views = [t for t in ("intra", "inter") if getattr(self.terms, t) is not None]

@@ -80,7 +80,7 @@ class Distiller:
             pairs = pair_stages(tables["teacher"], tables["student"], config.msan.stages)
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
-                self.alignment = Alignment(config.msan, config.act, pairs, tables, patch_size, num_outputs)
+                self.alignment = Alignment(config.msan, config.act, pairs, tables, patch_size, num_outputs, regions)
             self.alignment.to(device)
             self.aligner = AlignmentTrainer(self.alignment)
 
@@ -185,7 +185,7 @@ class Distiller:
         if self.alignment is None:
             return {}
         if step.phase == "warm-up":
-            return self.aligner.autoencoder_step(step.onehot)
+            return self.aligner.autoencoder_step(step.onehot, step.mask)
         if step.phase == "distil" and self.config.msan.after_act == "frozen":
             return {}
         end = self.config.act.end if self.config.msan.after_act == "frozen" else 1.0

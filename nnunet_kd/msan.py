@@ -144,6 +144,7 @@ class SemanticAutoencoder(nn.Module):
         dim: length d of the vector.
         width: channels of the first stage; doubled at each further one.
         pools: number of stages, each halves the resolution.
+        regions: overlapping regions instead of classes: sigmoid outputs, and a pixel in no region is background.
     """
 
     # the code's grid: coarse, so that the linear layers stay small, but the vector still knows where things are
@@ -151,8 +152,9 @@ class SemanticAutoencoder(nn.Module):
     # statistics are exact over the first 1/_MOMENTUM batches, then forget at this rate
     _MOMENTUM = 0.01
 
-    def __init__(self, num_labels: int, spatial_dims: int, dim: int, width: int = 16, pools: int = 3):
+    def __init__(self, num_labels: int, spatial_dims: int, dim: int, width: int = 16, pools: int = 3, regions: bool = False):
         super().__init__()
+        self.regions = regions
         conv = _CONV[spatial_dims]
         widths = [width * 2**i for i in range(pools)]
         self.code_grid = (self._GRID,) * spatial_dims
@@ -198,16 +200,29 @@ class SemanticAutoencoder(nn.Module):
         return self.decode(self.encode(onehot), onehot.shape[2:])
 
     @full_precision
-    def loss(self, onehot: Tensor) -> Tensor:
+    def loss(self, onehot: Tensor, mask: Tensor | None = None) -> Tensor:
         """Cross entropy plus soft Dice loss of the reconstruction, a scalar.
 
-        Pixels without any label (all channels 0, e.g. nnU-Net's ignore label) do not count.
+        Args:
+            mask: `(B, 1, *S)`, True where the annotation is valid. Without one, classes count where there is a label (the
+                ignore label has none), regions everywhere.
         """
         logits = self(onehot)
-        valid = (onehot.sum(1, keepdim=True) > 0).to(logits.dtype)
+        if mask is not None:
+            valid = mask.to(logits.dtype)
+        elif self.regions:
+            valid = torch.ones_like(logits[:, :1])
+        else:
+            valid = (onehot.sum(1, keepdim=True) > 0).to(logits.dtype)
         axes = [0, *range(2, logits.ndim)]
-        cross_entropy = -(onehot * F.log_softmax(logits, 1)).sum() / valid.sum().clamp_min(1)
-        probabilities = logits.softmax(1) * valid
+        onehot = onehot * valid
+        if self.regions:
+            entropies = F.binary_cross_entropy_with_logits(logits, onehot.to(logits.dtype), reduction="none")
+            cross_entropy = (entropies * valid).sum() / valid.sum().clamp_min(1)
+            probabilities = logits.sigmoid() * valid
+        else:
+            cross_entropy = -(onehot * F.log_softmax(logits, 1)).sum() / valid.sum().clamp_min(1)
+            probabilities = logits.softmax(1) * valid
         overlap, total = (probabilities * onehot).sum(axes), (probabilities + onehot).sum(axes)
         # smoothing by one pixel: a label absent from the batch should cost little and never divide by 0
         dice = (2 * overlap + 1) / (total + 1)

@@ -35,7 +35,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # ours
     "default": {
         "views": _STRONG,
-        "msan": {"kind": "spatial", "stages": ["bottleneck"], "dim": 256, "after_act": "joint"},
+        "msan": {"kind": "spatial", "stages": ["bottleneck"], "dim": 128, "after_act": "joint"},
         "act": {},
         "terms": {
             "kd": {"weight": 1.0, "target": "anchor"},

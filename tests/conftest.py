@@ -255,9 +255,7 @@ def _train(
     torch.manual_seed(seed)
     np.random.seed(seed)
     with _threads_for_processes():
-        run = get_trainer_from_args(
-            dataset.name, dataset.configuration, fold, trainer, plans, device=torch.device("cpu")
-        )
+        run = get_trainer_from_args(dataset.name, dataset.configuration, fold, trainer, plans, device=torch.device("cpu"))
         run.num_epochs, run.num_iterations_per_epoch, run.num_val_iterations_per_epoch = epochs, iterations, 1
         run.run_training()
     return Path(run.output_folder_base)

@@ -1,25 +1,11 @@
-import copy
 import math
 
 import pytest
+from helpers import TEACHER, plans
 
 from nnunet_kd.config import read_config
 from nnunet_kd.errors import KDError
 from nnunet_kd.presets import PRESETS
-
-TEACHER = {
-    "folder": "Dataset950_Tiny/nnUNetTrainer__nnUNetPlans__2d",
-    "configuration": "2d",
-    "plans_hash": "0" * 16,
-    "stages": {
-        "family": "PlainConvUNet", "channels": [8, 16, 32], "strides": [[1, 1], [2, 2], [4, 4]],
-        "input_channels": 1, "outputs": 2, "parameters": 1000,
-    },
-}  # fmt: skip
-
-
-def plans(**section) -> dict:
-    return {"plans_name": "nnUNetKDPlans", "nnunet_kd": {"teacher": copy.deepcopy(TEACHER), **section}}
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -4,8 +4,7 @@ import copy
 
 import pytest
 import torch
-from test_config import plans
-from test_stages import network
+from helpers import network, plans
 
 from nnunet_kd.config import read_config
 from nnunet_kd.distiller import Distiller

@@ -239,3 +239,18 @@ def test_observing_leaves_no_graph():
     model = SemanticAutoencoder(2, 2, dim=3)
     model.observe(model.encode(torch.rand(2, 2, 8, 8)))
     assert not model.mean.requires_grad and not model.std.requires_grad
+
+
+def test_autoencoder_of_regions_learns_where_no_region_is():
+    torch.manual_seed(0)
+    whole = torch.zeros(1, 2, 16, 16)
+    whole[:, 0, 4:12, 4:12] = 1  # region 0 holds region 1; the rest is background and has no channel
+    whole[:, 1, 6:9, 6:9] = 1
+    net = SemanticAutoencoder(2, 2, dim=16, regions=True)
+    optimizer = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        net.loss(whole).backward()
+        optimizer.step()
+    found = net(whole).sigmoid()
+    assert found[0, 0][whole[0, 0] == 0].mean() < 0.2 and found[0, 0][whole[0, 0] == 1].mean() > 0.8

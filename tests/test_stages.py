@@ -1,24 +1,10 @@
 import pytest
 import torch
-from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+from helpers import network
 from torch import nn
 
 from nnunet_kd.errors import KDError
 from nnunet_kd.stages import EncoderTap, StageTable, decode, encode, pair_stages, stage_table, swap
-
-
-def network(dims: int = 2, features=(4, 8, 16), residual: bool = False, strides=None, supervision: bool = False):
-    conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if dims == 2 else (nn.Conv3d, nn.InstanceNorm3d)
-    n = len(features)
-    kwargs = dict(
-        input_channels=1, n_stages=n, features_per_stage=list(features), conv_op=conv, kernel_sizes=3,
-        strides=strides or [1] + [2] * (n - 1), num_classes=2, n_conv_per_stage_decoder=1, conv_bias=True, norm_op=norm,
-        norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
-        deep_supervision=supervision,
-    )  # fmt: skip
-    if residual:
-        return ResidualEncoderUNet(n_blocks_per_stage=1, **kwargs)
-    return PlainConvUNet(n_conv_per_stage=1, **kwargs)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -15,6 +15,7 @@ from nnunet_kd.datasets.nnunet_format import (
     ConversionReport,
     dataset_folder,
     folds_by_group,
+    free_dataset_folder,
     new_dataset_folder,
     write_splits,
 )
@@ -82,7 +83,7 @@ def convert(
     """
     check_options(channels, fov_width)
     cases = find_cases(source, observer, split)
-    target = dataset_folder(raw, dataset_id, name)
+    target = free_dataset_folder(raw, dataset_id, name, overwrite)
     planned = dataset_folder(preprocessed, dataset_id, name)
     report = ConversionReport(target.name, target)
 

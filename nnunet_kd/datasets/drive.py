@@ -13,7 +13,7 @@ import re
 from pathlib import Path
 
 from nnunet_kd.datasets.fundus import FundusCase, check_options, convert_cases, list_folder, source_folder
-from nnunet_kd.datasets.nnunet_format import ConversionReport, dataset_folder, new_dataset_folder
+from nnunet_kd.datasets.nnunet_format import ConversionReport, dataset_folder, free_dataset_folder, new_dataset_folder
 from nnunet_kd.errors import KDError
 
 HALVES = {"training": range(21, 41), "test": range(1, 21)}
@@ -76,7 +76,7 @@ def convert(
     """
     check_options(channels, fov_width)
     cases, warnings = find_cases(source, observer)
-    target = dataset_folder(raw, dataset_id, name)
+    target = free_dataset_folder(raw, dataset_id, name, overwrite)
     planned = dataset_folder(preprocessed, dataset_id, name)
     report = ConversionReport(target.name, target, warnings=warnings)
     if (planned / "dataset_fingerprint.json").exists():

@@ -87,16 +87,22 @@ def dataset_folder(root: str | Path, dataset_id: int, name: str) -> Path:
     return folder
 
 
+def free_dataset_folder(root: str | Path, dataset_id: int, name: str, overwrite: bool = False) -> Path:
+    """`dataset_folder`, and KDError if the dataset exists, is not empty and `overwrite` is False."""
+    folder = dataset_folder(root, dataset_id, name)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+        raise KDError(f"{folder} exists: add --overwrite to replace it, or choose another --dataset-id")
+    return folder
+
+
 @contextmanager
 def new_dataset_folder(root: str | Path, dataset_id: int, name: str, overwrite: bool = False) -> Iterator[Path]:
     """A folder to fill; it takes its final name only if the block ends without an exception.
 
     So a conversion that fails half way leaves nothing that nnU-Net would take for a dataset, and an earlier one stays
-    whole. Raises KDError if the dataset exists, is not empty and `overwrite` is False.
+    whole. Raises KDError as `free_dataset_folder` does.
     """
-    final = dataset_folder(root, dataset_id, name)
-    if final.exists() and (not final.is_dir() or any(final.iterdir())) and not overwrite:
-        raise KDError(f"{final} exists: add --overwrite to replace it, or choose another --dataset-id")
+    final = free_dataset_folder(root, dataset_id, name, overwrite)
     partial, old = (final.with_name(f".{final.name}.{what}") for what in ("partial", "old"))
     for leftover in (partial, old):
         shutil.rmtree(leftover, ignore_errors=True)

@@ -17,6 +17,7 @@ from scipy import ndimage
 from nnunet_kd.datasets.nnunet_format import (
     dataset_folder,
     folds_by_group,
+    free_dataset_folder,
     new_dataset_folder,
     write_case,
     write_dataset_json,
@@ -202,10 +203,10 @@ def generate(
             f"got {size}, {n_train}, {n_test}, {n_unseen} and {seed}: correct them"
         )
     names = {}
-    for i, (key, domain) in enumerate(DOMAINS.items()):
-        target = dataset_folder(raw, first_id + i, domain.name)
+    for i, (key, domain) in enumerate(DOMAINS.items()):  # everything is checked before the first image is drawn
+        names[key] = free_dataset_folder(raw, first_id + i, domain.name, overwrite).name
         dataset_folder(preprocessed, first_id + i, domain.name)
-        names[key] = target.name
+    for i, (key, domain) in enumerate(DOMAINS.items()):
         parts = {"Tr": n_train, "Ts": n_test} if key == "source" else {"Tr": n_unseen}
         with new_dataset_folder(raw, first_id + i, domain.name, overwrite) as folder:
             cases = []
@@ -220,12 +221,12 @@ def generate(
                 ["gray"],
                 ["vessel"],
                 len(cases),
-                name=target.name,
+                name=names[key],
                 licence="generated, free of rights",
                 reference="nnunet_kd.datasets.synthetic_vessels",
                 description=f"Synthetic vessel trees, domain {key!r}, seed {seed}",
             )
             write_json(folder / "synthetic.json", {"seed": seed, "size": size, "domain": asdict(domain)})
             if key == "source":
-                write_splits(preprocessed, target.name, folds_by_group({c: [c] for c in cases}, N_FOLDS), overwrite)
+                write_splits(preprocessed, names[key], folds_by_group({c: [c] for c in cases}, N_FOLDS), overwrite)
     return names

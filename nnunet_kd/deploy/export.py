@@ -120,9 +120,7 @@ def _plans_name(name: str | None, training_name: str, trainer: str) -> str:
     if name is None:
         return f"{training_name}_{trainer.removeprefix(STOCK_TRAINER) or 'Exported'}"
     if not re.fullmatch(r"[A-Za-z0-9_]+", name) or "__" in name:
-        raise KDError(
-            f'plans name "{name}": use letters, digits and single underscores (nnU-Net splits folder names at __)'
-        )
+        raise KDError(f'plans name "{name}": use letters, digits and single underscores (nnU-Net splits folder names at __)')
     if name == training_name:
         raise KDError(f'plans name "{name}" is the training\'s own: choose another with --name')
     return name

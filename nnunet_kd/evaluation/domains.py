@@ -121,9 +121,7 @@ def read_label(domain: Domain, case: str) -> np.ndarray:
     return read_map(domain.labels / f"{case}{domain.file_ending}")[0]
 
 
-def _evaluate_case(
-    domain: Domain, predictions: Path, labels: Sequence[Region], ignore_label: int | None, case: str
-) -> dict:
+def _evaluate_case(domain: Domain, predictions: Path, labels: Sequence[Region], ignore_label: int | None, case: str) -> dict:
     file = f"{case}{domain.file_ending}"
     truth, spacing = read_map(domain.labels / file)
     prediction, _ = read_map(predictions / file)
@@ -137,25 +135,17 @@ def _evaluate_case(
 def _from_dataset(name: str, number: int, tag: str | None, glob: str | None, raw: Path, labelled: bool) -> Domain:
     found = sorted(p for p in raw.glob(f"Dataset{number:03d}_*") if p.is_dir())
     if not found:
-        raise KDError(
-            f"domain {name}: no Dataset{number:03d}_* in {raw.resolve()}: convert the dataset or set nnUNet_raw"
-        )
+        raise KDError(f"domain {name}: no Dataset{number:03d}_* in {raw.resolve()}: convert the dataset or set nnUNet_raw")
     if len(found) > 1:
-        raise KDError(
-            f"domain {name}: {', '.join(p.name for p in found)} share the id {number}: remove or rename all but one"
-        )
+        raise KDError(f"domain {name}: {', '.join(p.name for p in found)} share the id {number}: remove or rename all but one")
     folder = found[0]
     tag = tag or ("Ts" if any((folder / "labelsTs").glob("*")) else "Tr")
     fov = folder / f"fov{tag}"
     try:
         ending = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
     except (OSError, ValueError, KeyError) as error:
-        raise KDError(
-            f"{folder / 'dataset.json'} is missing or has no file_ending: convert the dataset again"
-        ) from error
-    return _make(
-        name, folder / f"images{tag}", folder / f"labels{tag}", fov if fov.is_dir() else None, ending, glob, labelled
-    )
+        raise KDError(f"{folder / 'dataset.json'} is missing or has no file_ending: convert the dataset again") from error
+    return _make(name, folder / f"images{tag}", folder / f"labels{tag}", fov if fov.is_dir() else None, ending, glob, labelled)
 
 
 def _make(
@@ -187,9 +177,7 @@ def _make(
     if fov is not None:
         without = [c for c in cases if not (fov / f"{c}{ending}").is_file()]
         if without:
-            raise KDError(
-                f"domain {name}: field of view {fov / (without[0] + ending)} is missing: convert the dataset again"
-            )
+            raise KDError(f"domain {name}: field of view {fov / (without[0] + ending)} is missing: convert the dataset again")
     return Domain(name, images, labels, fov, cases, ending)
 
 
@@ -202,12 +190,6 @@ def _names(folder: Path, ending: str, chosen) -> list[str]:
 def _ending(name: str, images: Path) -> str:
     endings = sorted({e for e in (*PICTURES, *VOLUMES) if any(p.name.endswith(f"_0000{e}") for p in images.iterdir())})
     if len(endings) != 1:
-        what = (
-            f"files of several kinds ({', '.join(endings)})"
-            if endings
-            else "no images named CASE_0000.png, .nii.gz, ..."
-        )
-        raise KDError(
-            f"domain {name}: {images} holds {what}: nnU-Net's layout is CASE_0000{endings[0] if endings else '.png'}"
-        )
+        what = f"files of several kinds ({', '.join(endings)})" if endings else "no images named CASE_0000.png, .nii.gz, ..."
+        raise KDError(f"domain {name}: {images} holds {what}: nnU-Net's layout is CASE_0000{endings[0] if endings else '.png'}")
     return endings[0]

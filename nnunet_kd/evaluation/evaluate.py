@@ -62,7 +62,7 @@ def evaluate_model(
     entry = _describe(model, folder, fold, checkpoint)
     entry["cpu_seconds_per_case"] = float(np.median(seconds)) if seconds else model.cpu_seconds
     for domain in domains:
-        cases = evaluate_predictions(domain, predictions[domain.name], wanted)
+        cases = evaluate_predictions(domain, predictions[domain.name], wanted, ignore_label=labels.ignore_label)
         summary = summarise(cases)
         entry["domains"][domain.name] = {
             "dice": summary["dice"], "cases": cases, "summary": summary, "pooled": pooled(cases),

@@ -69,33 +69,34 @@ def best_median_worst(dice: Mapping[str, float]) -> list[tuple[str, str]]:
 def contour_figure(rows: Sequence[CasePicture], file: Path) -> Path:
     """Whole image with the truth, then one enlarged panel per model with the outlines of truth and prediction.
 
-    Large organs are enlarged to their bounding box; thin structures to the part on which the models err most, because
-    their outlines are not to be seen at full view. Volumes: the slice with most of the truth.
+    Large organs are enlarged to their bounding box; thin structures to a part on which the models err, because their
+    outlines are not to be seen at full view. Volumes: the slice with most of the truth.
     """
     models = list(rows[0].predictions)
-    figure = _figure(2.35 * (len(models) + 1), 2.6 * len(rows) + 0.45)
+    figure = _figure(2.35 * (len(models) + 1), 2.55 * len(rows) + 0.4)
     axes = figure.subplots(len(rows), len(models) + 1, squeeze=False)
     for row, line in zip(rows, axes, strict=True):
         image, truth, predictions = _plane(row)
         top, left, side = _window(truth, list(predictions.values()))
-        low, high = np.percentile(image, (0.5, 99.5))
-        for axis in line:
+        enlarged = image[top : top + side, left : left + side]
+        for axis, shown in zip(line, [image, *[enlarged] * len(models)], strict=True):
+            low, high = np.percentile(shown, (0.5, 99.5))
             axis.imshow(image, cmap="gray", vmin=low, vmax=max(high, low + 1e-6), interpolation="nearest")
             axis.set_axis_off()
-        _outline(line[0], truth, TRUTH, 0.9)
+        _outline(line[0], truth, TRUTH, 0.5)
         line[0].add_patch(Rectangle((left - 0.5, top - 0.5), side, side, fill=False, color="white", linewidth=1.2))
         line[0].set_title(row.title, fontsize=9)
         for axis, name in zip(line[1:], models, strict=True):
-            _outline(axis, truth, TRUTH, 1.0)
-            _outline(axis, predictions[name], PREDICTION, 1.5)
+            # the thin one on top: where both agree, both are seen
+            _outline(axis, predictions[name], PREDICTION, 1.9)
+            _outline(axis, truth, TRUTH, 0.8)
             axis.set_xlim(left - 0.5, left + side - 0.5)
             axis.set_ylim(top + side - 0.5, top - 0.5)
             value = row.dice[name]
             axis.set_title(f"{name}   {'no Dice' if math.isnan(value) else f'Dice {value:.3f}'}", fontsize=9)
     handles = [
-        Line2D([], [], color=TRUTH, linewidth=2, label="annotation"),
-        Line2D([], [], color=PREDICTION, linewidth=2, label="prediction"),
-        Patch(facecolor="#777777", edgecolor="white", linewidth=1.5, label="white box: the part enlarged on the right"),
+        Line2D([], [], color=TRUTH, linewidth=1.2, label="annotation"),
+        Line2D([], [], color=PREDICTION, linewidth=3, label="prediction"),
     ]
     figure.legend(handles=handles, loc="upper left", ncols=3, frameon=False, fontsize=9)
     return _save(figure, file, top=1 - 0.4 / figure.get_figheight())
@@ -117,8 +118,10 @@ def dice_dots(dice: Mapping[str, Mapping[str, Sequence[float]]], styles: Mapping
             # spread sideways in the order of the cases: the same picture on every run
             spread = centre + np.linspace(-0.3, 0.3, len(values)) * width
             axis.scatter(spread, values, s=9, color=colour, alpha=0.45, linewidths=0)
-            axis.scatter(centre, values.mean(), s=75, color=colour, marker=marker, edgecolors="white", zorder=3)
-        axis.scatter([], [], s=55, color=colour, marker=marker, label=name)
+            axis.scatter(
+                centre, values.mean(), s=150 if marker == "*" else 75, color=colour, marker=marker, edgecolors="white", zorder=3
+            )
+        axis.scatter([], [], s=110 if marker == "*" else 55, color=colour, marker=marker, label=name)
     axis.set_xticks(range(len(domains)), domains)
     for x in range(1, len(domains)):
         axis.axvline(x - 0.5, color="#dddddd", linewidth=0.8)
@@ -228,7 +231,7 @@ def _figure(width: float, height: float) -> Figure:
 def _save(figure: Figure, file: Path, top: float = 1.0) -> Path:
     figure.get_layout_engine().set(rect=(0, 0, 1, top))
     file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=110)
+    figure.savefig(file, dpi=120)
     return file
 
 
@@ -270,10 +273,13 @@ def _window(truth: np.ndarray, predictions: Sequence[np.ndarray]) -> tuple[int, 
         side = min(max(height, width), round(1.2 * extent) + 4)
         centre = (rows[0] + rows[-1]) // 2, (columns[0] + columns[-1]) // 2
     else:
-        side = max(32, round(0.35 * extent))
+        side = max(32, round(0.25 * extent))
         wrong = np.sum([(p > 0) != (truth > 0) for p in predictions], axis=0).astype(float)
-        # ndimage's filter averages; zeros outside keep the window from hanging over the rim
-        centre = np.unravel_index(ndimage.uniform_filter(wrong, side, mode="constant").argmax(), wrong.shape)
+        # much error and much annotation, or the window would show specks in an empty corner; zeros beyond the rim keep it
+        # inside the image
+        error, annotated = (ndimage.uniform_filter(x, side, mode="constant") for x in (wrong, (truth > 0).astype(float)))
+        score = np.sqrt(error.clip(0) * annotated.clip(0))
+        centre = np.unravel_index((score if score.any() else annotated).argmax(), wrong.shape)
     top, left = (int(np.clip(c - side // 2, 0, max(0, n - side))) for c, n in zip(centre, (height, width), strict=True))
     return top, left, side
 

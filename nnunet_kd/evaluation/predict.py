@@ -55,9 +55,7 @@ def predict_domain(predictor: nnUNetPredictor, domain: Domain, out: Path, label:
     channels = predictor.dataset_json["channel_names"]
     ending = predictor.dataset_json["file_ending"]
     if ending != domain.file_ending:
-        raise KDError(
-            f"domain {domain.name} has {domain.file_ending} files, the model reads {ending}: convert the domain"
-        )
+        raise KDError(f"domain {domain.name} has {domain.file_ending} files, the model reads {ending}: convert the domain")
     seconds = {}
     for case in tqdm(domain.cases, desc=label, unit="case", leave=False):
         files = [str(domain.images / f"{case}_{int(c):04d}{ending}") for c in channels]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import csv
-import datetime
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,8 +15,20 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nnunet_kd.evaluation import figures
 from nnunet_kd.evaluation.domains import Domain, read_image, read_label, read_map
-from nnunet_kd.evaluation.finding import best_student, caveat, domain_names, finding, mean_dice, ordered, teacher_of, unseen_domains
+from nnunet_kd.evaluation.finding import (
+    as_float,
+    best_student,
+    caveat,
+    domain_names,
+    finding,
+    mean_dice,
+    ordered,
+    teacher_of,
+    unseen_domains,
+)
 from nnunet_kd.evaluation.metrics import COUNTS, HD95_DEFINITION, METRICS
+
+Predictions = Mapping[str, Mapping[str, Path]]
 
 
 def write_report(
@@ -24,7 +36,7 @@ def write_report(
     folder: Path,
     title: str | None = None,
     domains: Sequence[Domain] = (),
-    predictions: Mapping[str, Mapping[str, Path]] | None = None,
+    predictions: Predictions | None = None,
 ) -> Path:
     """Write report.html (self-contained), report.json, report.csv and the pictures into a folder.
 
@@ -41,45 +53,47 @@ def write_report(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if predictions is None:
+        predictions = {m["name"]: {d: folder / "predictions" / m["name"] / d for d in m["domains"]} for m in report["models"]}
     report["title"] = title or report.get("title") or "Evaluation"
-    report["figures"] = {}
     pictures = draw_figures(report, folder, domains, predictions)
     report["figures"] = {p["name"]: p["file"] for p in pictures}
-    _write_text(folder / "report.json", json.dumps(json_ready(report), indent=2, allow_nan=False) + "\n")
+    text = json.dumps(json_ready(report), indent=2, allow_nan=False) + "\n"
+    (folder / "report.json").write_text(text, encoding="utf-8")
     write_csv(report, folder / "report.csv")
     for picture in pictures:
         data = base64.b64encode((folder / picture["file"]).read_bytes()).decode("ascii")
         picture["uri"] = f"data:image/png;base64,{data}"
-    _write_text(folder / "report.html", render(report, pictures))
-    return folder / "report.html"
+    page = folder / "report.html"
+    page.write_text(render(report, pictures), encoding="utf-8")
+    return page
 
 
-def render(report: dict, pictures: Sequence[Mapping] = ()) -> str:
-    """The HTML page. ``pictures`` as from `draw_figures`, each with its data URI in ``uri``."""
+def render(report: Mapping, pictures: Sequence[Mapping] = ()) -> str:
+    """The HTML page. ``pictures`` as from `draw_figures`, each with its data URI as ``uri``."""
     environment = Environment(
         loader=PackageLoader("nnunet_kd.evaluation"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters.update(number=_number, large=_large, clock=_clock)
-    names = domain_names(report)
-    unseen = [d for d in names if any(m["domains"].get(d, {}).get("unseen") for m in report["models"])]
+    environment.filters.update(number=number, clock=_clock)
+    unseen = unseen_domains(report)
     return environment.get_template("report.html.j2").render(
-        report=report, models=_ordered(report["models"]), domains=names, unseen=unseen, best=best_student(report),
-        teacher=_teacher(report), unseen_mean={m["name"]: mean_dice(m, unseen) for m in report["models"]},
-        finding=finding(report), caveat=caveat(report), pictures=pictures, hd95_definition=HD95_DEFINITION,
-        unit=_unit(report), has_cldice=any("cldice" in d["summary"] for m in report["models"] for d in m["domains"].values()),
-        cases={d: list(next(m for m in report["models"] if d in m["domains"])["domains"][d]["cases"]) for d in names},
+        report=report, models=ordered(report["models"]), domains=domain_names(report), unseen=unseen,
+        best=best_student(report), teacher=teacher_of(report), hd95_definition=HD95_DEFINITION,
+        unseen_mean={m["name"]: mean_dice(m, unseen) for m in report["models"]},
+        finding=finding(report), caveat=caveat(report), pictures=pictures,
+        has_cldice=any("cldice" in d["summary"] for m in report["models"] for d in m["domains"].values()),
+        cases={d: dict.fromkeys(c for m in report["models"] for c in m["domains"].get(d, {"cases": ()})["cases"])
+               for d in domain_names(report)},
+        failures=sum(d["summary"]["failures"] for m in report["models"] for d in m["domains"].values()),
     )  # fmt: skip
 
 
 def draw_figures(
-    report: dict,
-    folder: Path,
-    domains: Sequence[Domain] = (),
-    predictions: Mapping[str, Mapping[str, Path]] | None = None,
+    report: Mapping, folder: Path, domains: Sequence[Domain] = (), predictions: Predictions | None = None
 ) -> list[dict]:
-    """Draw every picture the report has data for: ``[{"name", "section", "file", "alt", "caption"}]``."""
-    models = _ordered(report["models"])
+    """Draw every picture there is data for: ``[{"name", "section", "file", "alt", "caption"}]``."""
+    models = ordered(report["models"])
     styles = figures.model_styles([(m["name"], m["role"]) for m in models])
     found = []
 
@@ -87,52 +101,56 @@ def draw_figures(
         if file is not None:
             found.append({"section": section, "name": name, "file": file.name, "alt": alt, "caption": caption})
 
-    dice = {m["name"]: {d: [c["dice"] for c in v["cases"].values()] for d, v in m["domains"].items()} for m in models}
-    add("dice", "dice", figures.dice_dots(dice, styles, folder / "dice.png"),
-        f"Dice of every case and its mean for {', '.join(dice)} on {', '.join(domain_names(report))}",
-        "Small dots: one case each. Large marks: their mean, the number in the table.")  # fmt: skip
+    dice = {m["name"]: {d: _dice(v["cases"]) for d, v in m["domains"].items()} for m in models}
+    add("dice", "dice", figures.dice_dots(
+            {m: {d: list(c.values()) for d, c in by_domain.items()} for m, by_domain in dice.items()}, styles,
+            folder / "dice.png"),
+        f"Dice of every case and the mean, for {', '.join(dice)} on {', '.join(domain_names(report))}; the means are in "
+        "the table above",
+        "Small dots: one case each. Large marks: the mean, the number in the table.")  # fmt: skip
     for domain in domains:
-        shown = [m for m in models if domain.name in m["domains"]]
+        shown = [m["name"] for m in models if domain.name in m["domains"]]
         if shown:
-            rows = _picture_rows(domain, shown, predictions or {}, folder)
-            add("pictures", domain.name, figures.contour_figure(rows, folder / f"outlines_{_slug(domain.name)}.png"),
-                f"{domain.name}: outlines of annotation and prediction of {', '.join(m['name'] for m in shown)} on "
-                f"{len(rows)} cases", "Cases by the students' mean Dice. Enlarged: organs whole, thin structures where the "
-                "models err most.")  # fmt: skip
+            students = [m["name"] for m in models if m["role"] != "teacher"]
+            rows = _picture_rows(domain, {n: dice[n][domain.name] for n in shown}, students, predictions or {})
+            if rows:
+                add("pictures", domain.name, figures.contour_figure(rows, folder / f"outlines_{_slug(domain.name)}.png"),
+                    f"{domain.name}: outlines of the annotation and of the predictions of {', '.join(shown)} on "
+                    f"{len(rows)} case(s)", domain.name)  # fmt: skip
     curves = {m["name"]: m["curves"] for m in models if m.get("curves")}
     add("curves", "curves", figures.training_curves(curves, styles, folder / "curves.png"),
         f"Training curves of {', '.join(curves)}: segmentation loss, validation Dice and every distillation term",
-        "Every value that was logged, one panel each. The training's segmentation loss is nnU-Net's own, on the images the "
-        "model was trained with; losses of different patches or views are not comparable between models.")  # fmt: skip
+        "One panel for each logged value. Losses of different patch sizes or with different views cannot be "
+        "compared.")  # fmt: skip
     if report["fsd"]:
-        targets = dict.fromkeys(r["target"] for r in report["fsd"])
+        targets = ", ".join(dict.fromkeys(r["target"] for r in report["fsd"]))
         add("fsd", "fsd", figures.fsd_bars(report["fsd"], folder / "fsd.png"),
-            f"Relative Frechet Semantic Distance from {report['fsd'][0]['source']} to {', '.join(targets)}",
-            "Grey: how far the raw FSD of one and the same domain reaches by chance, when cases are dealt to the two sets at "
-            "random. A diamond beyond it speaks for a real difference.")  # fmt: skip
+            f"Relative Frechet Semantic Distance from {report['fsd'][0]['source']} to {targets}; the numbers are in the "
+            "table below",
+            "Grey: how far the raw FSD reaches by chance, when the cases are dealt to the two sets at random. A diamond "
+            "beyond the grey speaks for a real difference.")  # fmt: skip
     return found
 
 
-def print_table(report: dict) -> str:
+def print_table(report: Mapping) -> str:
     """Text table of what was measured: mean Dice by model and domain, parameters, CPU seconds per case."""
     names = domain_names(report)
-    rows = [("model", *names, "parameters", "CPU s/case")]
-    for m in _ordered(report["models"]):
-        dice = [_number(m["domains"][d]["dice"]) if d in m["domains"] else "-" for d in names]
-        rows.append((m["name"], *dice, f"{m['parameters']:,}", _number(m.get("cpu_seconds_per_case"), 2)))
+    rows = [("mean Dice", *names, "parameters", "CPU s/case")]
+    for m in ordered(report["models"]):
+        dice = [number(m["domains"][d]["dice"]) if d in m["domains"] else "-" for d in names]
+        rows.append((m["name"], *dice, f"{m['parameters']:,}", number(m.get("cpu_seconds_per_case"), 2)))
     widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
     lines = [
-        "  ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True)))
-        for r in rows
+        "  ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True))) for r in rows
     ]
     return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
 
-def write_csv(report: dict, file: Path) -> Path:
-    """One row per model, domain and case. Undefined values are empty; labels have ``dice_LABEL`` and so on."""
+def write_csv(report: Mapping, file: Path) -> Path:
+    """One row per model, domain and case. Undefined values are empty; several labels add ``dice_LABEL`` and so on."""
     metrics = [*METRICS, *COUNTS]
     rows = []
-    for model in _ordered(report["models"]):
+    for model in ordered(report["models"]):
         for domain, found in model["domains"].items():
             for case, values in found["cases"].items():
                 row = {"model": model["name"], "role": model["role"], "domain": domain, "unseen": found["unseen"],
@@ -149,7 +167,7 @@ def write_csv(report: dict, file: Path) -> Path:
 
 
 def json_ready(value):
-    """The same data for strict JSON: NaN and infinity become null, arrays lists, paths text."""
+    """The same data for strict JSON: NaN and infinity become null, arrays and tuples lists, paths text."""
     if isinstance(value, Mapping):
         return {str(k): json_ready(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -159,3 +177,38 @@ def json_ready(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(value) if isinstance(value, Path) else value
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for a table; a dash where there is none."""
+    return "–" if math.isnan(as_float(value)) else f"{value:,.{digits}f}"
+
+
+def _picture_rows(
+    domain: Domain, dice: Mapping[str, Mapping[str, float]], students: Sequence[str], predictions: Predictions
+) -> list[figures.CasePicture]:
+    ranked_by = [n for n in dice if n in students] or list(dice)
+    # a case that one model has no Dice for has none in the others either: the annotation is empty, or nobody found a thing
+    mean = {c: float(np.mean([dice[n][c] for n in ranked_by])) for c in domain.cases}
+    rows = []
+    for rank, case in figures.best_median_worst(mean):
+        maps = {n: read_map(predictions[n][domain.name] / f"{case}{domain.file_ending}")[0] for n in dice}
+        rows.append(
+            figures.CasePicture(
+                f"{rank}: {case}", read_image(domain, case), read_label(domain, case), maps, {n: dice[n][case] for n in dice}
+            )
+        )
+    return rows
+
+
+def _dice(cases: Mapping[str, Mapping]) -> dict[str, float]:
+    return {case: as_float(values["dice"]) for case, values in cases.items()}
+
+
+def _slug(name: str) -> str:
+    return re.sub(r"[^A-Za-z0-9_-]+", "_", name)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"

@@ -76,7 +76,8 @@ def load_aligned_run(
     configuration = plans.get_configuration(model.configuration)
     outputs = plans.get_label_manager(model.dataset_json).num_segmentation_heads
     pairs = pair_stages(tables["teacher"], tables["student"], config.msan.stages)
-    alignment = Alignment(config.msan, config.act, pairs, tables, configuration.patch_size, outputs)
+    regions = plans.get_label_manager(model.dataset_json).has_regions
+    alignment = Alignment(config.msan, config.act, pairs, tables, configuration.patch_size, outputs, regions)
     alignment.load_state_dict(state)
     teacher = None
     if with_teacher:
@@ -115,9 +116,7 @@ def semantic_vectors(
 def _preprocess(model: ModelFolder, domain: Domain, case: str) -> np.ndarray:
     plans = PlansManager(model.plans)
     configuration = plans.get_configuration(model.configuration)
-    files = [
-        str(domain.images / f"{case}_{int(c):04d}{domain.file_ending}") for c in model.dataset_json["channel_names"]
-    ]
+    files = [str(domain.images / f"{case}_{int(c):04d}{domain.file_ending}") for c in model.dataset_json["channel_names"]]
     with contextlib.redirect_stdout(io.StringIO()):
         data, _, _ = configuration.preprocessor_class(verbose=False).run_case(
             files, None, plans, configuration, model.dataset_json
