@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -10,14 +11,27 @@ from nnunet_kd import __version__
 from nnunet_kd.errors import KDError
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse with its errors in this program's form: one line that names the fix (subcommands inherit the class)."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"nnunet-kd: error: {message}: see `{self.prog} --help`\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command. Returns the exit code; a user's mistake is one line on stderr and 2."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = build_parser().parse_args(arguments)
+    options.command_line = shlex.join(["nnunet-kd", *arguments])
     try:
         options.run(options)
     except KDError as error:
         print(f"nnunet-kd: error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"nnunet-kd: error: {error.strerror}: {error.filename}: choose another path or free this one", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("nnunet-kd: stopped", file=sys.stderr)
@@ -26,7 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="nnunet-kd", description="Distil a trained nnU-Net into a light student.")
+    parser = _Parser(prog="nnunet-kd", description="Distil a trained nnU-Net into a light student.")
     parser.add_argument("--version", action="version", version=f"nnunet-kd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_convert(commands)
@@ -78,23 +92,18 @@ def _add_plan(commands) -> None:
     p.add_argument("dataset", help="nnU-Net dataset id or name")
     p.add_argument("-c", "--configuration", required=True, help="2d, 3d_fullres, ...")
     p.add_argument("--role", choices=["student", "teacher"], default="student", help="default: student")
-    p.add_argument(
-        "--teacher",
-        help="student: the teacher's model folder TRAINER__PLANS__CONFIGURATION (relative to nnUNet_results or absolute)",
-    )  # noqa: E501
-    p.add_argument("--teacher-fold", default="same", help='student: the teacher\'s fold: "same" (default), "all" or a number')
-    p.add_argument("--teacher-checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
-    p.add_argument("--width", type=float, default=None, help="student: factor on the teacher's features (default: 0.25)")
+    folder = "student: the teacher's model folder TRAINER__PLANS__CONFIGURATION (relative to nnUNet_results or absolute)"
+    p.add_argument("--teacher", metavar="FOLDER", help=folder)
+    p.add_argument("--teacher-fold", help='student: the teacher\'s fold: "same" (default), "all" or a number')
+    p.add_argument("--teacher-checkpoint", metavar="FILE", help="student: default checkpoint_final.pth")
+    p.add_argument("--width", type=float, help="student: factor on the teacher's features (default: 0.25)")
     p.add_argument("--features", type=int, nargs="+", help="features per stage; fewer than planned make a shallower network")
     p.add_argument("--preset", help="student: named settings (default: the trainer's)")
-    p.add_argument("--base-plans", default="nnUNetPlans", help="teacher: plans to start from (default: nnUNetPlans)")
+    p.add_argument("--base-plans", metavar="PLANS", help="teacher: plans to start from (default: nnUNetPlans)")
     p.add_argument("--patch-size", type=int, nargs="+", help="teacher: patch size")
     p.add_argument("--batch-size", type=int, help="teacher: batch size")
-    p.add_argument(
-        "--iterations",
-        type=int,
-        help="training steps in all (default: student: as its teacher; teacher: nnU-Net's 250,000)",
-    )  # noqa: E501
+    steps = "training steps in all (default: student: as its teacher; teacher: nnU-Net's 250,000)"
+    p.add_argument("--iterations", type=int, help=steps)
     p.add_argument("--epochs", type=int, help="epochs to spread them over (default: about 50 steps each)")
     p.add_argument("--seed", type=int, default=0, help="default: 0; another seed becomes part of the plans name")
     p.add_argument("--name", help="plans name (default: nnUNetKDPlans, for teachers nnUNetTeacherPlans)")
@@ -103,31 +112,34 @@ def _add_plan(commands) -> None:
 
 
 def _plan(o) -> None:
-    student_only = {"--teacher": o.teacher, "--width": o.width, "--preset": o.preset}
-    teacher_only = {"--patch-size": o.patch_size, "--batch-size": o.batch_size}
-    wrong = student_only if o.role == "teacher" else teacher_only
-    for flag, value in wrong.items():
-        if value is not None:
-            other = "student" if o.role == "teacher" else "teacher"
-            raise KDError(f"{flag} is for --role {other}: leave it out, or change --role")
+    student_only = ("teacher", "teacher_fold", "teacher_checkpoint", "width", "preset")
+    teacher_only = ("base_plans", "patch_size", "batch_size")
+    other, wrong = ("student", student_only) if o.role == "teacher" else ("teacher", teacher_only)
+    for flag in wrong:
+        if getattr(o, flag) is not None:
+            raise KDError(f"--{flag.replace('_', '-')} is for --role {other}: leave it out, or change --role")
+    if o.width is not None and o.features is not None:
+        raise KDError("--width and --features both set the student's features: leave one out")
     from nnunet_kd.cost import cost_table
     from nnunet_kd.plans import plan_student, plan_teacher
 
     common = dict(features=o.features, iterations=o.iterations, epochs=o.epochs, seed=o.seed, name=o.name,
                   overwrite=o.overwrite)  # fmt: skip
     if o.role == "teacher":
-        planned = plan_teacher(o.dataset, o.configuration, o.base_plans, o.patch_size, o.batch_size, **common)
+        base = o.base_plans or "nnUNetPlans"
+        planned = plan_teacher(o.dataset, o.configuration, base, o.patch_size, o.batch_size, **common)
         trainers = ["nnUNetTrainerScheduled"]
     else:
         if o.teacher is None:
             raise KDError("--teacher FOLDER is missing: name the trained teacher's model folder (or use --role teacher)")
-        fold = int(o.teacher_fold) if o.teacher_fold.isdigit() else o.teacher_fold
+        fold = o.teacher_fold or "same"
         width = 0.25 if o.width is None else o.width
-        planned = plan_student(o.dataset, o.configuration, o.teacher, width, preset=o.preset, teacher_fold=fold,
-                               teacher_checkpoint=o.teacher_checkpoint, **common)  # fmt: skip
-        trainers = ["nnUNetTrainerDistillation" if o.preset else "nnUNetTrainerGKD", "nnUNetTrainerScheduled"]
-        if o.preset:
-            trainers = trainers[:1]
+        planned = plan_student(
+            o.dataset, o.configuration, o.teacher, width, preset=o.preset, teacher_fold=int(fold) if fold.isdigit() else fold,
+            teacher_checkpoint=o.teacher_checkpoint or "checkpoint_final.pth", **common,
+        )  # fmt: skip
+        # plans that name a preset do not fit a trainer that stands for another one, the control's included
+        trainers = ["nnUNetTrainerDistillation"] if o.preset else ["nnUNetTrainerGKD", "nnUNetTrainerScheduled"]
     print(cost_table(planned.costs))
     schedule = planned.plans["nnunet_kd"]["schedule"]
     print(f"\nwrote {planned.file}")
@@ -174,7 +186,13 @@ def _export(o) -> None:
 def _add_evaluation_options(p) -> None:
     p.add_argument("-f", "--fold", default="0", help="default: 0")
     p.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
-    p.add_argument("--bootstrap", type=int, default=200, help="bootstrap and permutation samples for FSD (default: 200)")
+    p.add_argument("--bootstrap", type=_samples, default=200, help="bootstrap and permutation samples for FSD (default: 200)")
+
+
+def _samples(text: str) -> int:
+    if not text.isdigit() or int(text) < 10:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 10")
+    return int(text)
 
 
 def _add_evaluate(commands) -> None:
@@ -191,7 +209,6 @@ def _add_evaluate(commands) -> None:
 
 def _evaluate(o) -> None:
     import os
-    import shlex
 
     from nnunet_kd.evaluation.domains import parse_domain
     from nnunet_kd.evaluation.evaluate import Model, evaluate
@@ -201,12 +218,11 @@ def _evaluate(o) -> None:
     models = []
     for text in o.model:
         name, _, folder = text.partition("=")
-        if not folder:
+        if not name or not folder:
             raise KDError(f'--model "{text}" must read NAME=FOLDER')
         models.append(Model(name, resolve_folder(folder)))
     domains = [parse_domain(d, Path(os.environ.get("nnUNet_raw", "."))) for d in o.domain]
-    command = shlex.join(["nnunet-kd", *sys.argv[1:]])
-    report = evaluate(models, domains, o.out, o.fold, o.checkpoint, o.device, o.title, [command], bootstrap=o.bootstrap)
+    report = evaluate(models, domains, o.out, o.fold, o.checkpoint, o.device, o.title, [o.command_line], bootstrap=o.bootstrap)
     page = write_report(report, o.out, o.title, domains)
     print(print_table(report))
     print(f"report: {page}")
@@ -234,7 +250,8 @@ def _fsd(o) -> None:
     from nnunet_kd.teacher import resolve_folder
 
     raw = Path(os.environ.get("nnUNet_raw", "."))
-    source, targets = parse_domain(o.source, raw, False), [parse_domain(t, raw, False) for t in o.target]
+    # vectors come from images alone
+    source, *targets = (parse_domain(d, raw, labelled=False) for d in (o.source, *o.target))
     folder = resolve_folder(o.model)
     found = compare_semantics(folder.name, folder, source, targets, o.fold, o.checkpoint, tuple(o.networks), o.bootstrap)
     for row in found:

@@ -45,7 +45,7 @@ class Scale:
     epochs: int = 10
     patch: int = 64
     batch: int = 8
-    features: tuple[int, ...] = (32, 64, 128, 256)
+    features: tuple[int, ...] = (24, 48, 96, 192)
     width: float = 0.125
     size: int = 160
     train: int = 24

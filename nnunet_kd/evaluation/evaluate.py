@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import datetime
 import importlib.metadata
+import io
+import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +23,18 @@ from nnunet_kd.errors import KDError
 from nnunet_kd.evaluation import fsd
 from nnunet_kd.evaluation.domains import Domain, evaluate_predictions
 from nnunet_kd.evaluation.metrics import pooled, summarise
-from nnunet_kd.evaluation.predict import load_predictor, predict_domain
+from nnunet_kd.evaluation.predict import check_images, load_predictor, predict_domain
 from nnunet_kd.evaluation.vectors import has_alignment, load_aligned_run, semantic_vectors
 from nnunet_kd.teacher import ModelFolder, load_network, read_model_folder
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Model:
-    """A model to evaluate. ``predictions`` (one folder per domain name) skips predicting."""
+    """A model to evaluate. ``predictions`` (one folder per domain name) skips predicting. The seconds per case are then
+    measured on a few cases of the first domain, unless they are given.
+
+    ``training`` is the training folder where ``folder`` is its export: curves, plans and MSANs come from there.
+    """
 
     name: str
     folder: Path
@@ -48,18 +55,20 @@ def evaluate_model(
     folder = read_model_folder(model.folder)
     labels = PlansManager(folder.plans).get_label_manager(folder.dataset_json)
     wanted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
-    seconds = []
-    predictions = model.predictions
+    predictions, timed = model.predictions, []
     if predictions is None:
         predictor = load_predictor(folder.path, (fold,), checkpoint, device)
-        predictions = {}
-        for domain in domains:
-            done = predict_domain(predictor, domain, out / "predictions" / model.name / domain.name,
-                                  f"{model.name} on {domain.name}")  # fmt: skip
-            predictions[domain.name] = done.folder
-            # the first case pays for warming up; leave it out where there are others
-            seconds += list(done.cpu_seconds.values())[1 if len(done.cpu_seconds) > 1 else 0 :]
+        done = {d.name: predict_domain(predictor, d, out / "predictions" / model.name / d.name, f"{model.name} on {d.name}")
+                for d in domains}  # fmt: skip
+        predictions, timed = {name: p.folder for name, p in done.items()}, list(done.values())
+    elif model.cpu_seconds is None:
+        few = dataclasses.replace(domains[0], cases=domains[0].cases[:3])
+        with tempfile.TemporaryDirectory() as scratch:
+            predictor = load_predictor(folder.path, (fold,), checkpoint, device)
+            timed = [predict_domain(predictor, few, Path(scratch), f"time of {model.name}")]
     entry = _describe(model, folder, fold, checkpoint)
+    # the first case pays for warming up; leave it out where there are others
+    seconds = [s for p in timed for s in list(p.cpu_seconds.values())[1 if len(p.cpu_seconds) > 1 else 0 :]]
     entry["cpu_seconds_per_case"] = float(np.median(seconds)) if seconds else model.cpu_seconds
     for domain in domains:
         cases = evaluate_predictions(domain, predictions[domain.name], wanted, ignore_label=labels.ignore_label)
@@ -81,9 +90,9 @@ def compare_semantics(
     The source's cases are split in two halves; the first is the reference of every comparison, the second shows what
     distance two samples of one and the same domain have.
     """
-    run = load_aligned_run(folder, fold, checkpoint, with_teacher="teacher" in networks)
     if len(source.cases) < 2:
         raise KDError(f"source domain {source.name} has {len(source.cases)} case: FSD needs at least two")
+    run = load_aligned_run(folder, fold, checkpoint, with_teacher="teacher" in networks)
     found = []
     home, home_cases = semantic_vectors(run, source, networks)
     order = np.random.default_rng(seed).permutation(source.cases)
@@ -95,7 +104,10 @@ def compare_semantics(
         pairs = {f"{source.name} (other half)": (home[network][~rows], owners[~rows])}
         pairs.update({t: (v[network], np.array(c)) for t, (v, c) in others.items()})
         for target, (vectors, cases) in pairs.items():
-            result = fsd.compare(home[network][rows], vectors, owners[rows], cases, seed=seed, bootstrap=bootstrap)
+            try:
+                result = fsd.compare(home[network][rows], vectors, owners[rows], cases, seed=seed, bootstrap=bootstrap)
+            except ValueError as error:
+                raise KDError(f"FSD of {source.name} against {target} ({network}): {error}; give it more cases") from None
             found.append({"model": name, "network": network, "source": source.name, "target": target, **result})
     return found
 
@@ -107,6 +119,7 @@ def evaluate(
 ) -> dict:  # fmt: skip
     """Evaluate models on domains (the first domain is the source) and collect the report's data."""
     start = time.time()
+    _check(models, domains, fold, checkpoint)
     source = domains[0]
     report = {
         "title": title, "created": datetime.datetime.now().isoformat(timespec="seconds"), "seed": seed, "note": note,
@@ -114,13 +127,37 @@ def evaluate(
     }  # fmt: skip
     for model in models:
         report["models"].append(evaluate_model(model, domains, out, fold, checkpoint, device, source.name))
+    heaviest = max(m["parameters"] for m in report["models"])
+    for entry in report["models"]:
+        # an exported student carries no section either, so the role alone would take it for a stock teacher
+        if entry["parameters"] < heaviest:
+            entry["role"] = "student"
     for model in models:
         training = model.training or model.folder
         if has_alignment(training, fold, checkpoint):
-            report["fsd"] += compare_semantics(model.name, training, source, domains[1:], fold, checkpoint,
-                                               bootstrap=bootstrap)  # fmt: skip
+            try:
+                report["fsd"] += compare_semantics(model.name, training, source, domains[1:], fold, checkpoint,
+                                                   bootstrap=bootstrap)  # fmt: skip
+            except KDError as error:  # a teacher that has moved, say: no reason to lose the predictions' measures
+                report["note"] = f"{report['note']} Without the FSD of {model.name}: {error}.".strip()
     report["seconds"] = time.time() - start
     return report
+
+
+def _check(models: Sequence[Model], domains: Sequence[Domain], fold: str, checkpoint: str) -> None:
+    """Raise KDError for what would otherwise end the evaluation after the first model's hours."""
+    for kind, names in (("model", [m.name for m in models]), ("domain", [d.name for d in domains])):
+        for name in names:
+            if names.count(name) > 1:
+                raise KDError(f"two {kind}s are called {name}: give each a name of its own")
+            if name in (".", "..") or set(name) & set('/\\:*?"<>|'):
+                raise KDError(f'{kind} name "{name}" cannot be a folder\'s name: use letters, digits, "_", "-" and "."')
+    for model in models:
+        folder = read_model_folder(model.folder)
+        for part in (folder, read_model_folder(model.training)) if model.training else (folder,):
+            load_checkpoint(part.checkpoint(fold, checkpoint))
+        for domain in domains:
+            check_images(domain, folder.dataset_json)
 
 
 def versions() -> dict[str, str]:
@@ -132,7 +169,8 @@ def versions() -> dict[str, str]:
 def _describe(model: Model, folder: ModelFolder, fold: str, checkpoint: str) -> dict:
     training = read_model_folder(model.training) if model.training else folder
     content = load_checkpoint(training.checkpoint(fold, checkpoint))
-    network = load_network(folder, fold, checkpoint)
+    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
+        network = load_network(folder, fold, checkpoint)
     patch = PlansManager(folder.plans).get_configuration(folder.configuration).patch_size
     cost = measure_cost(network, _channels(network), patch, repeats=1)
     curves = {k: [None if _is_nan(x) else float(x) for x in v] for k, v in content.get("logging", {}).items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import os
 import time
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.errors import KDError
-from nnunet_kd.evaluation.domains import Domain
+from nnunet_kd.evaluation.domains import Domain, read_map
 from nnunet_kd.paths import trainers_path
 from nnunet_kd.teacher import read_model_folder
 
@@ -38,30 +39,73 @@ def make_our_trainers_known() -> None:
 def load_predictor(
     folder: Path, folds: tuple[str, ...], checkpoint: str, device: str = "cpu", mirroring: bool = True
 ) -> nnUNetPredictor:
-    """nnU-Net's predictor for a model folder; the checkpoints are checked first, so that errors are plain."""
+    """nnU-Net's predictor for a model folder.
+
+    Raises:
+        KDError: a file is missing or damaged, nnU-Net cannot build the network, or it is a cascade's second stage.
+    """
     model = read_model_folder(folder)
     for fold in folds:
-        load_checkpoint(model.checkpoint(fold, checkpoint))
+        load_checkpoint(model.checkpoint(fold, checkpoint))  # nnU-Net's own reading would run a foreign file's code
     make_our_trainers_known()
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = nnUNetPredictor(use_mirroring=mirroring, device=torch.device(device), allow_tqdm=False)
-        predictor.initialize_from_trained_model_folder(str(model.path), folds, checkpoint)
+        try:
+            predictor.initialize_from_trained_model_folder(str(model.path), folds, checkpoint)
+        except RuntimeError as error:
+            raise KDError(
+                f"nnU-Net cannot load {model.path}: {str(error).splitlines()[0]}; if its trainer lives outside nnU-Net, set "
+                "nnUNet_extTrainer to its folder"
+            ) from error
+    if predictor.configuration_manager.previous_stage_name is not None:
+        raise KDError(f"{model.path} is the second stage of a cascade, which cannot be evaluated yet: name another model")
     return predictor
+
+
+def image_files(domain: Domain, case: str) -> list[Path]:
+    """A case's image files in the order of their numbers: one per channel, or one colour picture (`rgb`)."""
+    numbered = (domain.images / f"{case}_{i:04d}{domain.file_ending}" for i in itertools.count())
+    return list(itertools.takewhile(Path.is_file, numbered))
+
+
+def check_images(domain: Domain, dataset_json: dict) -> None:
+    """Raise KDError unless the domain has the kind and number of channels that a model with this dataset.json reads.
+
+    nnU-Net would fail deep inside on too few, and a model of one channel would silently take the first of three files.
+    """
+    ending = dataset_json["file_ending"]
+    if ending != domain.file_ending:
+        raise KDError(f"domain {domain.name} has {domain.file_ending} files, the model reads {ending}: convert the domain")
+    wanted = len(dataset_json.get("channel_names", dataset_json.get("modality")))
+    files = image_files(domain, domain.cases[0])
+    found = sum(map(_channels, files))
+    if found != wanted:
+        raise KDError(
+            f"domain {domain.name}: {domain.cases[0]} has {found} channel(s) in {domain.images}, the model reads {wanted}: "
+            "convert the domain as the model's dataset was"
+        )
+    for case in domain.cases:
+        if len(image_files(domain, case)) != len(files):
+            raise KDError(
+                f"domain {domain.name}: {case} has {len(image_files(domain, case))} image file(s) in {domain.images}, "
+                f"{domain.cases[0]} has {len(files)}: every case needs the same channels"
+            )
+
+
+def _channels(file: Path) -> int:
+    if not file.name.endswith((".png", ".bmp", ".tif")):
+        return 1
+    picture = read_map(file)[0]
+    return picture.shape[-1] if picture.ndim == 3 else 1
 
 
 def predict_domain(predictor: nnUNetPredictor, domain: Domain, out: Path, label: str) -> Prediction:
     """Predict every case of a domain into ``out`` (nnU-Net's own preprocessing, sliding window, mirroring and export)."""
+    check_images(domain, predictor.dataset_json)
     out.mkdir(parents=True, exist_ok=True)
-    channels = predictor.dataset_json["channel_names"]
-    ending = predictor.dataset_json["file_ending"]
-    if ending != domain.file_ending:
-        raise KDError(f"domain {domain.name} has {domain.file_ending} files, the model reads {ending}: convert the domain")
     seconds = {}
     for case in tqdm(domain.cases, desc=label, unit="case", leave=False):
-        files = [str(domain.images / f"{case}_{int(c):04d}{ending}") for c in channels]
-        missing = [f for f in files if not Path(f).is_file()]
-        if missing:
-            raise KDError(f"image {missing[0]} is missing: the model needs {len(channels)} channel(s) per case")
+        files = [str(f) for f in image_files(domain, case)]
         start = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):
             predictor.predict_from_files_sequential([files], [str(out / case)])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 from tqdm import tqdm
@@ -23,7 +24,7 @@ from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.config import SECTION, read_config
 from nnunet_kd.errors import KDError
 from nnunet_kd.evaluation.domains import Domain
-from nnunet_kd.evaluation.predict import make_our_trainers_known
+from nnunet_kd.evaluation.predict import check_images, image_files, make_our_trainers_known
 from nnunet_kd.stages import StageTable, encode, pair_stages, stage_table
 from nnunet_kd.teacher import ModelFolder, load_network, load_teacher, read_model_folder
 
@@ -62,11 +63,10 @@ def load_aligned_run(
             f"{file} holds no MSAN, so it has no semantic vectors: pass nnU-Net's training folder of a student trained with "
             "nnUNetTrainerGKD (an exported model keeps only the student)"
         )
-    from nnunet_kd import trainer as trainers
-
-    preset = getattr(trainers, content["trainer_name"]).preset
+    with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
+        student = load_network(model, fold, checkpoint)
+        preset = recursive_find_trainer_class_by_name(content["trainer_name"]).preset
     config = read_config(model.plans, preset, content["trainer_name"])
-    student = load_network(model, fold, checkpoint)
     stages = config.teacher.stages
     tables = {
         "teacher": StageTable(stages.family, tuple(stages.channels), tuple(tuple(s) for s in stages.strides)),
@@ -81,7 +81,8 @@ def load_aligned_run(
     alignment.load_state_dict(state)
     teacher = None
     if with_teacher:
-        teacher = load_teacher(config.teacher, fold, model.plans, model.configuration, model.dataset_json).network
+        with contextlib.redirect_stdout(io.StringIO()):
+            teacher = load_teacher(config.teacher, fold, model.plans, model.configuration, model.dataset_json).network
     return AlignedRun(model, student, teacher, alignment.eval())
 
 
@@ -98,7 +99,11 @@ def semantic_vectors(
     Returns:
         ``{network: (n, d)}`` (vectors of several paired stages side by side) and the case of each of the n patches.
         Patches without a single non-zero pixel (outside the field of view) are left out.
+
+    Raises:
+        KDError: images that the model cannot read, or that are zero everywhere.
     """
+    check_images(domain, run.model.dataset_json)
     vectors: dict[str, list[np.ndarray]] = {n: [] for n in networks}
     owners: list[str] = []
     modules = {"student": run.student, "teacher": run.teacher}
@@ -110,13 +115,15 @@ def semantic_vectors(
             for name in networks:
                 found = run.alignment.encode(name, encode(modules[name], batch))
                 vectors[name].append(torch.cat(found, dim=1).numpy())
+    if not owners:
+        raise KDError(f"domain {domain.name}: its {len(domain.cases)} image(s) are zero everywhere in {domain.images}")
     return {n: np.concatenate(v) for n, v in vectors.items()}, owners
 
 
 def _preprocess(model: ModelFolder, domain: Domain, case: str) -> np.ndarray:
     plans = PlansManager(model.plans)
     configuration = plans.get_configuration(model.configuration)
-    files = [str(domain.images / f"{case}_{int(c):04d}{domain.file_ending}") for c in model.dataset_json["channel_names"]]
+    files = [str(f) for f in image_files(domain, case)]
     with contextlib.redirect_stdout(io.StringIO()):
         data, _, _ = configuration.preprocessor_class(verbose=False).run_case(
             files, None, plans, configuration, model.dataset_json
