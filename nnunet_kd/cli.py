@@ -120,6 +120,8 @@ def _plan(o) -> None:
             raise KDError(f"--{flag.replace('_', '-')} is for --role {other}: leave it out, or change --role")
     if o.width is not None and o.features is not None:
         raise KDError("--width and --features both set the student's features: leave one out")
+    import torch
+
     from nnunet_kd.cost import cost_table
     from nnunet_kd.plans import plan_student, plan_teacher
 
@@ -145,9 +147,10 @@ def _plan(o) -> None:
     print(f"\nwrote {planned.file}")
     print(f"schedule: {schedule['epochs']} epochs x {schedule['iterations_per_epoch']} iterations, seed {o.seed}")
     print("train with:\n  export nnUNet_extTrainer=$(nnunet-kd trainers-path)")
+    device = "" if torch.cuda.is_available() else " -device cpu"
     for trainer in trainers:
         note = "   # the undistilled control" if trainer == "nnUNetTrainerScheduled" and o.role == "student" else ""
-        print(f"  nnUNetv2_train {o.dataset} {o.configuration} 0 -p {planned.plans_name} -tr {trainer}{note}")
+        print(f"  nnUNetv2_train {o.dataset} {o.configuration} 0 -p {planned.plans_name} -tr {trainer}{device}{note}")
 
 
 def _add_trainers_path(commands) -> None:

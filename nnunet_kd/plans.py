@@ -51,9 +51,11 @@ def preprocessed_folder(dataset: str | int) -> Path:
     try:
         # nnU-Net's look-up takes an id as int, or the full name
         name = maybe_convert_to_dataset_name(int(dataset) if str(dataset).isdigit() else str(dataset))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise KDError(f"dataset {dataset}: {reason} Convert it first (`nnunet-kd convert` or an nnU-Net converter)") from None
+    except RuntimeError:
+        raise KDError(
+            f"dataset {dataset} is unknown to nnU-Net (not in {os.environ['nnUNet_raw']}, {os.environ['nnUNet_preprocessed']} or "
+            f"{os.environ['nnUNet_results']}): convert it first (`nnunet-kd convert`, or a converter of nnU-Net's)"
+        ) from None
     folder = Path(str(nnUNet_preprocessed)) / name
     if not folder.is_dir():
         raise KDError(f"{folder} does not exist: run `nnUNetv2_plan_and_preprocess -d {dataset}` first")
@@ -156,6 +158,8 @@ def plan_student(
         raise KDError(
             f"teacher {model.path} is a {model.configuration} model, -c says {configuration}: pass -c {model.configuration}"
         )
+    if not model.trained_folds(teacher_checkpoint):
+        raise KDError(f"no fold of teacher {model.path} has a {teacher_checkpoint}: train the teacher first")
     plans = deepcopy(model.plans)
     config = _flat_configuration(plans, configuration, folder)
     if not 0 < width <= 1:

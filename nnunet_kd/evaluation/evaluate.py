@@ -23,7 +23,7 @@ from nnunet_kd.errors import KDError
 from nnunet_kd.evaluation import fsd
 from nnunet_kd.evaluation.domains import Domain, evaluate_predictions
 from nnunet_kd.evaluation.metrics import pooled, summarise
-from nnunet_kd.evaluation.predict import check_images, load_predictor, predict_domain
+from nnunet_kd.evaluation.predict import check_images, load_predictor, make_our_trainers_known, predict_domain
 from nnunet_kd.evaluation.vectors import has_alignment, load_aligned_run, semantic_vectors
 from nnunet_kd.teacher import ModelFolder, load_network, read_model_folder
 
@@ -90,6 +90,7 @@ def compare_semantics(
     The source's cases are split in two halves; the first is the reference of every comparison, the second shows what
     distance two samples of one and the same domain have.
     """
+    _check_names("domain", [source.name, *(t.name for t in targets)])
     if len(source.cases) < 2:
         raise KDError(f"source domain {source.name} has {len(source.cases)} case: FSD needs at least two")
     run = load_aligned_run(folder, fold, checkpoint, with_teacher="teacher" in networks)
@@ -146,18 +147,22 @@ def evaluate(
 
 def _check(models: Sequence[Model], domains: Sequence[Domain], fold: str, checkpoint: str) -> None:
     """Raise KDError for what would otherwise end the evaluation after the first model's hours."""
-    for kind, names in (("model", [m.name for m in models]), ("domain", [d.name for d in domains])):
-        for name in names:
-            if names.count(name) > 1:
-                raise KDError(f"two {kind}s are called {name}: give each a name of its own")
-            if name in (".", "..") or set(name) & set('/\\:*?"<>|'):
-                raise KDError(f'{kind} name "{name}" cannot be a folder\'s name: use letters, digits, "_", "-" and "."')
+    _check_names("model", [m.name for m in models])
+    _check_names("domain", [d.name for d in domains])
     for model in models:
         folder = read_model_folder(model.folder)
         for part in (folder, read_model_folder(model.training)) if model.training else (folder,):
             load_checkpoint(part.checkpoint(fold, checkpoint))
         for domain in domains:
             check_images(domain, folder.dataset_json)
+
+
+def _check_names(kind: str, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            raise KDError(f"two {kind}s are called {name}: give each a name of its own")
+        if name in (".", "..") or set(name) & set('/\\:*?"<>|'):
+            raise KDError(f'{kind} name "{name}" cannot be a folder\'s name: use letters, digits, "_", "-" and "."')
 
 
 def versions() -> dict[str, str]:
@@ -169,6 +174,7 @@ def versions() -> dict[str, str]:
 def _describe(model: Model, folder: ModelFolder, fold: str, checkpoint: str) -> dict:
     training = read_model_folder(model.training) if model.training else folder
     content = load_checkpoint(training.checkpoint(fold, checkpoint))
+    make_our_trainers_known()
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
         network = load_network(folder, fold, checkpoint)
     patch = PlansManager(folder.plans).get_configuration(folder.configuration).patch_size

@@ -104,7 +104,7 @@ def predict_domain(predictor: nnUNetPredictor, domain: Domain, out: Path, label:
     check_images(domain, predictor.dataset_json)
     out.mkdir(parents=True, exist_ok=True)
     seconds = {}
-    for case in tqdm(domain.cases, desc=label, unit="case", leave=False):
+    for case in tqdm(domain.cases, desc=label, unit="case", leave=False, disable=None):
         files = [str(f) for f in image_files(domain, case)]
         start = time.process_time()
         with contextlib.redirect_stdout(io.StringIO()):

@@ -51,7 +51,7 @@ def load_aligned_run(
     """Load a training folder's student, its MSANs and, if wanted, its teacher.
 
     Raises:
-        KDError: no MSAN in the checkpoint (name a folder trained with nnUNetTrainerGKD, not an export).
+        KDError: no MSAN in the checkpoint (name a folder trained with nnUNetTrainerGKD, not an export), or of other plans.
     """
     make_our_trainers_known()
     model = read_model_folder(folder)
@@ -78,7 +78,13 @@ def load_aligned_run(
     pairs = pair_stages(tables["teacher"], tables["student"], config.msan.stages)
     regions = plans.get_label_manager(model.dataset_json).has_regions
     alignment = Alignment(config.msan, config.act, pairs, tables, configuration.patch_size, outputs, regions)
-    alignment.load_state_dict(state)
+    try:
+        alignment.load_state_dict(state)
+    except RuntimeError:
+        raise KDError(
+            f'{file} holds MSANs that do not fit "{SECTION}" in {model.path / "plans.json"}: put the plans back that it was '
+            "trained with"
+        ) from None
     teacher = None
     if with_teacher:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -107,7 +113,7 @@ def semantic_vectors(
     vectors: dict[str, list[np.ndarray]] = {n: [] for n in networks}
     owners: list[str] = []
     modules = {"student": run.student, "teacher": run.teacher}
-    for case in tqdm(domain.cases, desc=f"vectors {domain.name}", unit="case", leave=False):
+    for case in tqdm(domain.cases, desc=f"vectors {domain.name}", unit="case", leave=False, disable=None):
         patches = _patches(_preprocess(run.model, domain, case), run.model, step)
         owners += [case] * len(patches)
         for i in range(0, len(patches), batch_size):
