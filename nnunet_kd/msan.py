@@ -243,12 +243,8 @@ class SemanticAutoencoder(nn.Module):
 
     @full_precision
     def standardise(self, vector: Tensor) -> Tensor:
-        """Vector `(B, d)` with the observed mean and standard deviation taken out, each dimension on its own.
-
-        Limited to five standard deviations: after a warm-up of a few steps the statistics are rough, and a huge target would
-        drown the other parts of ACT.
-        """
-        return ((vector - self.mean) / self.std.clamp_min(1e-3)).clamp(-5, 5)
+        """Vector `(B, d)` with the observed mean and standard deviation taken out, each dimension on its own."""
+        return (vector - self.mean) / self.std.clamp_min(1e-3)
 
     def _sizes(self, size: Sequence[int]) -> list[tuple[int, ...]]:
         sizes, current = [], tuple(size)

@@ -52,9 +52,10 @@ def preprocessed_folder(dataset: str | int) -> Path:
         # nnU-Net's look-up takes an id as int, or the full name
         name = maybe_convert_to_dataset_name(int(dataset) if str(dataset).isdigit() else str(dataset))
     except RuntimeError:
+        places = ", ".join(os.environ[n] for n in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"))
         raise KDError(
-            f"dataset {dataset} is unknown to nnU-Net (not in {os.environ['nnUNet_raw']}, {os.environ['nnUNet_preprocessed']} or "
-            f"{os.environ['nnUNet_results']}): convert it first (`nnunet-kd convert`, or a converter of nnU-Net's)"
+            f"dataset {dataset} is unknown to nnU-Net (looked in {places}): convert it first (`nnunet-kd convert`, or a "
+            "converter of nnU-Net's)"
         ) from None
     folder = Path(str(nnUNet_preprocessed)) / name
     if not folder.is_dir():
