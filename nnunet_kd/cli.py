@@ -249,7 +249,7 @@ def _fsd(o) -> None:
     from nnunet_kd.evaluation.domains import parse_domain
     from nnunet_kd.evaluation.evaluate import compare_semantics
     from nnunet_kd.evaluation.report import json_ready
-    from nnunet_kd.plans import write_json_atomically
+    from nnunet_kd.files import write_json
     from nnunet_kd.teacher import resolve_folder
 
     raw = Path(os.environ.get("nnUNet_raw", "."))
@@ -267,8 +267,7 @@ def _fsd(o) -> None:
         for warning in row["warnings"]:
             print(f"         warning: {warning}")
     if o.out:
-        o.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json_atomically(json_ready({"fsd": found}), o.out)
+        write_json(o.out, json_ready({"fsd": found}))
     print(json.dumps(json_ready({"fsd": found})))
 
 

@@ -22,6 +22,7 @@ from torch import nn
 from nnunet_kd.config import SECTION, Config, Schedule, read_config, to_dict
 from nnunet_kd.cost import Cost, count_parameters, measure_cost
 from nnunet_kd.errors import KDError
+from nnunet_kd.files import write_json
 from nnunet_kd.teacher import ModelFolder, build_network, describe_teacher, read_model_folder
 
 TEACHER_PLANS = "nnUNetTeacherPlans"
@@ -191,13 +192,6 @@ def plan_student(
     return _write(folder, plans, costs, overwrite)
 
 
-def write_json_atomically(content: dict, file: Path) -> None:
-    """Write JSON so that no half-written file is ever seen."""
-    temporary = file.with_name(file.name + f".tmp{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=4) + "\n")
-    os.replace(temporary, file)
-
-
 def _read_plans(file: Path, dataset: str | int) -> dict:
     try:
         return json.loads(file.read_text())
@@ -287,5 +281,5 @@ def _write(folder: Path, plans: dict, costs: dict[str, Cost], overwrite: bool) -
                 f"{file} exists with other settings and {trained[0].name} was trained with it: pass --name to keep both, or "
                 "--overwrite"
             )
-    write_json_atomically(plans, file)
+    write_json(file, plans)
     return Planned(file, plans["plans_name"], plans, costs)

@@ -24,8 +24,9 @@ import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from scipy import ndimage
 
-from nnunet_kd.datasets.nnunet_format import ConversionReport, write_case, write_dataset_json, write_json
+from nnunet_kd.datasets.nnunet_format import ConversionReport, write_case, write_dataset_json
 from nnunet_kd.errors import KDError
+from nnunet_kd.files import write_json
 
 CHANNEL_NAMES = {"green": ("green",), "gray": ("gray",), "rgb": ("red", "green", "blue")}
 MARGIN = 0.1

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from nnunet_kd.errors import KDError
+from nnunet_kd.files import write_json
 
 SPLIT_TAGS = ("Tr", "Ts")
 
@@ -155,14 +156,6 @@ def write_case(
         write_png(folder / f"labels{tag}" / f"{case}.png", label.astype(np.uint8))
     if fov is not None:
         write_png(folder / f"fov{tag}" / f"{case}.png", fov.astype(np.uint8) * 255)
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write JSON atomically (nnU-Net reads these files while training starts)."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def write_dataset_json(

@@ -21,10 +21,10 @@ from nnunet_kd.datasets.nnunet_format import (
     new_dataset_folder,
     write_case,
     write_dataset_json,
-    write_json,
     write_splits,
 )
 from nnunet_kd.errors import KDError
+from nnunet_kd.files import write_json
 
 N_FOLDS = 4
 STEP = 0.7  # pixels between two points of a vessel's centre line
