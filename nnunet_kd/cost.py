@@ -26,10 +26,11 @@ def count_parameters(network: nn.Module) -> int:
 
 
 @torch.no_grad()
-def measure_cost(network: nn.Module, channels: int, patch_size: Sequence[int], repeats: int = 5) -> Cost:
+def measure_cost(network: nn.Module, patch_size: Sequence[int], repeats: int = 5) -> Cost:
     """Count parameters and FLOPs (torch's own counter, a multiply-add is two) and time the forward on the CPU."""
     network = network.eval()
-    x = torch.zeros(1, channels, *patch_size)
+    first = next(m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d))
+    x = torch.zeros(1, first.in_channels, *patch_size)
     with FlopCounterMode(display=False) as counter:
         network(x)
     best = float("inf")

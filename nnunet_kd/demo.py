@@ -83,10 +83,10 @@ class Display:
         left = (1 - part) * (usual if part < 0.1 else elapsed / part)
         return f"[{number}/{len(self.steps)}] {step.name}{note} - {_clock(elapsed)} gone, about {_clock(left)} left"
 
-    def show(self, text: str, end: bool = False) -> None:
+    def show(self, text: str) -> None:
         if sys.stdout.isatty():
-            print(f"\r\033[K{text}", end="\n" if end else "", flush=True)
-        elif end or text.startswith("["):
+            print(f"\r\033[K{text}", end="", flush=True)
+        elif text:
             print(text, flush=True)
 
 
@@ -127,7 +127,7 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False) -> dict:
     report = state["report"]
     from nnunet_kd.evaluation.report import print_table
 
-    display.show("", end=False)
+    display.show("")
     print("\n" + print_table(report))
     print(f"\nreport: {out / 'report.html'}   ({_clock(report['seconds'])} in all)")
     return report

@@ -19,7 +19,7 @@ from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_datas
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunet_kd.config import SECTION, Config, Schedule, read_config, to_dict
+from nnunet_kd.config import SECTION, Schedule, read_config, to_dict
 from nnunet_kd.cost import Cost, count_parameters, measure_cost
 from nnunet_kd.errors import KDError
 from nnunet_kd.files import write_json
@@ -113,13 +113,13 @@ def plan_teacher(
         if batch_size < 1:
             raise KDError(f"--batch-size {batch_size} must be at least 1")
         config["batch_size"] = batch_size
-    section = Config(role="teacher", preset="student", seed=seed, schedule=make_schedule(iterations, epochs))
+    schedule = make_schedule(iterations, epochs)
     plans["configurations"] = {configuration: config}
     plans["plans_name"] = plans_name(name or TEACHER_PLANS, seed)
-    plans[SECTION] = {"role": "teacher", "seed": seed, "schedule": to_dict(section.schedule)}
+    plans[SECTION] = {"role": "teacher", "seed": seed, "schedule": to_dict(schedule)}
     read_config(plans, "student", "nnUNetTrainerScheduled")
     network = _network(plans, configuration, folder)
-    cost = measure_cost(network, _inputs(network), config["patch_size"])
+    cost = measure_cost(network, config["patch_size"])
     return _write(folder, plans, {"teacher": cost}, overwrite)
 
 
@@ -186,8 +186,8 @@ def plan_student(
             f"({count_parameters(big):,}): use a smaller --width"
         )
     costs = {
-        "teacher": measure_cost(big, _inputs(big), config["patch_size"]),
-        "student": measure_cost(student, _inputs(student), config["patch_size"]),
+        "teacher": measure_cost(big, config["patch_size"]),
+        "student": measure_cost(student, config["patch_size"]),
     }
     return _write(folder, plans, costs, overwrite)
 
@@ -260,10 +260,6 @@ def _set_features(config: dict, features: list[int]) -> None:
 def _network(plans: dict, configuration: str, folder: Path) -> nn.Module:
     dataset_json = json.loads((folder / "dataset.json").read_text())
     return build_network(ModelFolder(folder, plans, dataset_json, configuration))
-
-
-def _inputs(network: nn.Module) -> int:
-    return next(m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)).in_channels
 
 
 def _relative_to_results(model: ModelFolder) -> str:

@@ -8,7 +8,7 @@ Stages of two networks are paired by their cumulative stride, so they may differ
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -26,9 +26,10 @@ class StageTable:
     channels: tuple[int, ...]
     strides: tuple[tuple[int, ...], ...]
 
-    def to_dict(self) -> dict:
-        return {k: (v if isinstance(v, str) else [list(i) if isinstance(i, tuple) else i for i in v])
-                for k, v in asdict(self).items()}  # fmt: skip
+    @classmethod
+    def from_lists(cls, family: str, channels: Sequence[int], strides: Sequence[Sequence[int]]) -> StageTable:
+        """The table as the plans file keeps it."""
+        return cls(family, tuple(channels), tuple(tuple(s) for s in strides))
 
     def size(self, stage: int, patch_size: Sequence[int]) -> tuple[int, ...]:
         """Spatial size of a stage's feature for a patch (strided convolutions round up)."""

@@ -120,7 +120,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         tables, settings = None, self.kd.teacher
         if self.kd.terms.need_msan:
             stages = settings.stages
-            teacher = StageTable(stages.family, tuple(stages.channels), tuple(tuple(s) for s in stages.strides))
+            teacher = StageTable.from_lists(stages.family, stages.channels, stages.strides)
             tables = {"teacher": teacher, "student": stage_table(self.network)}
         self.distiller = Distiller(
             self.kd,

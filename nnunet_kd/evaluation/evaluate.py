@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from torch import nn
 
 from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.config import SECTION
@@ -178,7 +177,7 @@ def _describe(model: Model, folder: ModelFolder, fold: str, checkpoint: str) -> 
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
         network = load_network(folder, fold, checkpoint)
     patch = PlansManager(folder.plans).get_configuration(folder.configuration).patch_size
-    cost = measure_cost(network, _channels(network), patch, repeats=1)
+    cost = measure_cost(network, patch, repeats=1)
     curves = {k: [None if _is_nan(x) else float(x) for x in v] for k, v in content.get("logging", {}).items()
               if k in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice") or k.startswith("kd/")}  # fmt: skip
     section = training.plans.get(SECTION, {})
@@ -192,7 +191,3 @@ def _describe(model: Model, folder: ModelFolder, fold: str, checkpoint: str) -> 
 
 def _is_nan(x: object) -> bool:
     return not isinstance(x, int | float | np.number) or bool(np.isnan(x))
-
-
-def _channels(network: nn.Module) -> int:
-    return next(m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)).in_channels

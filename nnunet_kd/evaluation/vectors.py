@@ -69,7 +69,7 @@ def load_aligned_run(
     config = read_config(model.plans, preset, content["trainer_name"])
     stages = config.teacher.stages
     tables = {
-        "teacher": StageTable(stages.family, tuple(stages.channels), tuple(tuple(s) for s in stages.strides)),
+        "teacher": StageTable.from_lists(stages.family, stages.channels, stages.strides),
         "student": stage_table(student),
     }
     plans = PlansManager(model.plans)
