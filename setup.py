@@ -39,6 +39,7 @@ setup(
         "pillow",  # reads the vessel sets' GIF masks
         "tqdm",  # progress of long runs
         # Not brought by nnunetv2:
+        "PyYAML>=6",  # the comparison's file: people write it, so it needs comments and few brackets, which JSON lacks
         "jinja2>=3",  # the report's HTML; torch needs it too
         # nnunetv2 imports distutils while preprocessing, which Python 3.12 dropped and setuptools still supplies.
         "setuptools; python_version >= '3.12'",

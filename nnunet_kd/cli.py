@@ -49,25 +49,30 @@ def build_parser() -> argparse.ArgumentParser:
     _add_export(commands)
     _add_evaluate(commands)
     _add_fsd(commands)
+    _add_compare(commands)
     _add_demo(commands)
     return parser
 
 
 def _add_convert(commands) -> None:
     p = commands.add_parser("convert", help="a public data set as an nnU-Net raw dataset")
-    p.add_argument("name", help="chase_db1 or drive")
+    p.add_argument("name", help="chase_db1, drive or hippocampus")
     p.add_argument("source", type=Path, help="the data set's folder as published")
     p.add_argument("--dataset-id", type=int, required=True, help="nnU-Net dataset id, 1 to 999")
-    p.add_argument("--channels", choices=["green", "rgb", "gray"], default="green", help="default: green")
-    p.add_argument("--fov-width", type=int, default=512, help="width of the field of view in pixels, 0 keeps it (default: 512)")
-    p.add_argument("--observer", type=int, choices=[1, 2], default=1, help="whose annotation (default: 1)")
+    p.add_argument("--channels", choices=["green", "rgb", "gray"], help="fundus sets: default green")
+    width = "fundus sets: width of the field of view in pixels, 0 keeps it (default: 512)"
+    p.add_argument("--fov-width", type=int, help=width)
+    p.add_argument("--observer", type=int, choices=[1, 2], help="fundus sets: whose annotation (default: 1)")
     split = "chase_db1 only: first20 = 20 to train, 8 to test (default); last8train = the opposite custom"
     p.add_argument("--split", choices=["first20", "last8train"], help=split)
+    copies = "fundus sets: the training cases once per corruption instead, to choose settings on (never to train on)"
+    p.add_argument("--corruptions", action="store_true", default=None, help=copies)
     p.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that id")
     p.set_defaults(run=_convert)
 
 
 def _convert(o) -> None:
+    import inspect
     import os
 
     from nnunet_kd.datasets import CONVERTERS
@@ -77,12 +82,18 @@ def _convert(o) -> None:
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
         if not os.environ.get(variable):
             raise KDError(f"environment variable {variable} is not set: export {variable}=/path/to/{variable}")
-    extra = {} if o.split is None else {"split": o.split}
-    if extra and o.name != "chase_db1":
-        raise KDError(f"--split is for chase_db1 only, {o.name} has none: leave it out")
+    accepted = {name: inspect.signature(converter).parameters for name, converter in CONVERTERS.items()}
+    options = {k: getattr(o, k) for k in ("channels", "fov_width", "observer", "split", "corruptions")}
+    given = {k: value for k, value in options.items() if value is not None}
+    for option in given:
+        if option not in accepted[o.name]:
+            sets = " and ".join(name for name in CONVERTERS if option in accepted[name])
+            raise KDError(f"--{option.replace('_', '-')} is for {sets} only, {o.name} has none: leave it out")
+    if given.get("fov_width") == 0:
+        given["fov_width"] = None
     report = CONVERTERS[o.name](
         o.source, Path(os.environ["nnUNet_raw"]), Path(os.environ["nnUNet_preprocessed"]), o.dataset_id,
-        channels=o.channels, fov_width=o.fov_width or None, observer=o.observer, overwrite=o.overwrite, **extra,
+        overwrite=o.overwrite, **given,
     )  # fmt: skip
     print(report.text())
 
@@ -105,6 +116,8 @@ def _add_plan(commands) -> None:
     steps = "training steps in all (default: student: as its teacher; teacher: nnU-Net's 250,000)"
     p.add_argument("--iterations", type=int, help=steps)
     p.add_argument("--epochs", type=int, help="epochs to spread them over (default: about 50 steps each)")
+    half = "bfloat16: about half the time per step on CPUs that have the instructions (student: as its teacher)"
+    p.add_argument("--cpu-precision", choices=["float32", "bfloat16"], help=half)
     p.add_argument("--seed", type=int, default=0, help="default: 0; another seed becomes part of the plans name")
     p.add_argument("--name", help="plans name (default: nnUNetKDPlans, for teachers nnUNetTeacherPlans)")
     p.add_argument("--overwrite", action="store_true", help="replace plans that something was trained with")
@@ -125,8 +138,8 @@ def _plan(o) -> None:
     from nnunet_kd.cost import cost_table
     from nnunet_kd.plans import plan_student, plan_teacher
 
-    common = dict(features=o.features, iterations=o.iterations, epochs=o.epochs, seed=o.seed, name=o.name,
-                  overwrite=o.overwrite)  # fmt: skip
+    common = dict(features=o.features, iterations=o.iterations, epochs=o.epochs, cpu_precision=o.cpu_precision, seed=o.seed,
+                  name=o.name, overwrite=o.overwrite)  # fmt: skip
     if o.role == "teacher":
         base = o.base_plans or "nnUNetPlans"
         planned = plan_teacher(o.dataset, o.configuration, base, o.patch_size, o.batch_size, **common)
@@ -269,6 +282,37 @@ def _fsd(o) -> None:
     if o.out:
         write_json(o.out, json_ready({"fsd": found}))
     print(json.dumps(json_ready({"fsd": found})))
+
+
+def _add_compare(commands) -> None:
+    p = commands.add_parser("compare", help="methods x seeds into one CSV; does only what is missing")
+    p.add_argument("file", type=Path, metavar="FILE.yaml", help="what to compare (docs/compare.md)")
+    p.add_argument("--jobs", type=int, default=1, metavar="N", help="workers that share the runs (default: 1)")
+    p.add_argument("--dry-run", action="store_true", help="list what is done and what is missing")
+    p.add_argument("--table", action="store_true", help="print the CSV as Markdown")
+    p.add_argument("--against", metavar="METHOD", help="with --table: differences of all methods from this one")
+    p.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of --jobs
+    p.set_defaults(run=_compare)
+
+
+def _compare(o) -> None:
+    from nnunet_kd.compare.settings import read_settings
+
+    if o.against and not o.table:
+        raise KDError("--against is for --table: add it, or leave --against out")
+    if o.jobs < 1:
+        raise KDError(f"--jobs {o.jobs} must be at least 1")
+    if (o.jobs > 1) + o.dry_run + o.table > 1:
+        raise KDError("--jobs, --dry-run and --table exclude each other: keep one")
+    settings = read_settings(o.file)
+    if o.table:
+        from nnunet_kd.compare.table import table
+
+        print(table(settings, o.against))
+        return
+    from nnunet_kd.compare.run import compare
+
+    compare(settings, o.dry_run, o.jobs, o.worker)
 
 
 def _add_demo(commands) -> None:

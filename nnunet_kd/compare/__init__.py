@@ -1,0 +1,1 @@
+"""`nnunet-kd compare FILE.yaml`: methods x seeds, trained, exported and evaluated once each, into one CSV."""
