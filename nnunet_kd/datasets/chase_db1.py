@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nnunet_kd.datasets.corruptions import corrupted
 from nnunet_kd.datasets.fundus import FundusCase, check_options, convert_cases, list_folder, source_folder
 from nnunet_kd.datasets.nnunet_format import (
     ConversionReport,
@@ -71,6 +72,7 @@ def convert(
     fov_width: int | None = 512,
     observer: int = 1,
     split: str = "first20",
+    corruptions: bool = False,
     overwrite: bool = False,
     name: str = "CHASEDB1",
 ) -> ConversionReport:
@@ -78,21 +80,20 @@ def convert(
 
     split: "first20" (children 01-10 train, 11-14 test) or "last8train" (11-14 train, 01-10 test). `splits_final.json`
     goes to the preprocessed folder: five folds by child (fit 16, choose 4); four with "last8train" (fit 6, choose 2),
-    which has four children. See `fundus.prepare` for channels and fov_width. Raises KDError for what is wrong with
-    the source or the target folders.
+    which has four children. corruptions: write the training cases once per corruption instead (`corruptions.py`), as
+    dataset `name` + "corrupted", without test cases and splits. See `fundus.prepare` for channels and fov_width. Raises
+    KDError for what is wrong with the source or the target folders.
     """
     check_options(channels, fov_width)
     cases = find_cases(source, observer, split)
+    if corruptions:
+        cases, name = corrupted([c for c in cases if c.tag == "Tr"]), f"{name}corrupted"
     target = free_dataset_folder(raw, dataset_id, name, overwrite)
     planned = dataset_folder(preprocessed, dataset_id, name)
     report = ConversionReport(target.name, target)
 
-    children: dict[str, list[str]] = {}
-    for case in cases:
-        if case.tag == "Tr":
-            children.setdefault(case.name[-3:-1], []).append(case.name)
-    folds = folds_by_group(children, min(N_FOLDS, len(children)))
-    if len(folds) < N_FOLDS:
+    folds = [] if corruptions else _folds_by_child(cases)
+    if 0 < len(folds) < N_FOLDS:
         report.warnings.append(
             f"only {len(folds)} folds (one child each): train folds 0 to {len(folds) - 1}, "
             "nnU-Net would split a further one at random"
@@ -113,6 +114,15 @@ def convert(
             "segmentation, IEEE TBME 2012",
             licence="CC BY 4.0",
         )
-        write_splits(preprocessed, target.name, folds, overwrite)
+        if folds:
+            write_splits(preprocessed, target.name, folds, overwrite)
     report.folds = len(folds)
     return report
+
+
+def _folds_by_child(cases: list[FundusCase]) -> list[dict[str, list[str]]]:
+    children: dict[str, list[str]] = {}
+    for case in cases:
+        if case.tag == "Tr":
+            children.setdefault(case.name[-3:-1], []).append(case.name)
+    return folds_by_group(children, min(N_FOLDS, len(children)))

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from nnunet_kd.datasets.corruptions import corrupted
 from nnunet_kd.datasets.fundus import FundusCase, check_options, convert_cases, list_folder, source_folder
 from nnunet_kd.datasets.nnunet_format import ConversionReport, dataset_folder, free_dataset_folder, new_dataset_folder
 from nnunet_kd.errors import KDError
@@ -64,6 +65,7 @@ def convert(
     channels: str = "green",
     fov_width: int | None = 512,
     observer: int = 1,
+    corruptions: bool = False,
     overwrite: bool = False,
     name: str = "DRIVE",
 ) -> ConversionReport:
@@ -71,11 +73,18 @@ def convert(
     domain, and nnU-Net's integrity check wants training cases. The case names keep the half, so that one half can be
     chosen by name.
 
+    corruptions: write the training half once per corruption instead (`corruptions.py`), as dataset `name` + "corrupted".
     See `fundus.prepare` for channels and fov_width. Raises KDError for what is wrong with the source or the target
     folders.
     """
     check_options(channels, fov_width)
     cases, warnings = find_cases(source, observer)
+    if corruptions:
+        cases, name = corrupted([c for c in cases if c.name.startswith("DRIVE_training")]), f"{name}corrupted"
+        if not cases:
+            raise KDError(f"{source} holds no labels of observer {observer} in DRIVE's training half, which --corruptions "
+                          "works on: use --observer 1")  # fmt: skip
+        warnings = [w for w in warnings if "test half" not in w]
     target = free_dataset_folder(raw, dataset_id, name, overwrite)
     planned = dataset_folder(preprocessed, dataset_id, name)
     report = ConversionReport(target.name, target, warnings=warnings)

@@ -24,6 +24,7 @@ import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from scipy import ndimage
 
+from nnunet_kd.datasets.corruptions import corrupt, severities
 from nnunet_kd.datasets.nnunet_format import ConversionReport, write_case, write_dataset_json
 from nnunet_kd.errors import KDError
 from nnunet_kd.files import write_json
@@ -51,13 +52,15 @@ class Geometry:
 
 @dataclass(frozen=True)
 class FundusCase:
-    """Source files of one case. `tag` is "Tr" or "Ts"; `fov` is None where the set publishes no mask."""
+    """Source files of one case. `tag` is "Tr" or "Ts"; `fov` is None where the set publishes no mask; `corruption` is a
+    name in `corruptions.CORRUPTIONS` for a corrupted copy."""
 
     name: str
     image: Path
     label: Path
     fov: Path | None = None
     tag: str = "Tr"
+    corruption: str | None = None
 
 
 def find_fov(image_rgb: np.ndarray) -> np.ndarray:
@@ -229,7 +232,10 @@ def convert_cases(
             if not array.any():
                 raise KDError(f"{path} is empty (no pixel >= 128): the file is damaged, download it again")
         try:
-            image, fov, geometry = prepare(rgb, published, channels, fov_width)
+            native_fov = find_fov(rgb) if published is None else published
+            if case.corruption:
+                rgb = corrupt(rgb, native_fov, case.corruption, case.name)
+            image, fov, geometry = prepare(rgb, native_fov, channels, fov_width)
         except KDError as e:
             raise KDError(f"{case.image}: {e}") from e
         write_case(folder, case.name, image, prepare_label(label, fov, geometry), fov, case.tag)
@@ -238,6 +244,7 @@ def convert_cases(
         log[case.name] = {
             "part": f"images{case.tag}",
             "source": {k: str(p) for k, p in sources.items()},
+            **({"corruption": case.corruption} if case.corruption else {}),
             **asdict(geometry),
             "canvas": geometry.canvas,
         }
@@ -257,9 +264,14 @@ def convert_cases(
         description="Fundus photographs, vessels; prepared by nnunet_kd.datasets.fundus (see conversion.json)",
     )
     settings = {**settings, "channels": channels, "fov_width": fov_width, "margin": MARGIN}
+    copies = [c for c in cases if c.corruption]
+    if copies:
+        settings["corruptions"] = severities()
     write_json(folder / "conversion.json", {"dataset": report.dataset, "settings": settings, "cases": log})
     verify(folder, cases, report)
-    contact_sheet(folder, cases).save(folder / "contact_sheet.jpg", quality=90)
+    # corrupted copies: one photograph under every corruption
+    shown = [c for c in copies if c.image == copies[0].image] or cases
+    contact_sheet(folder, shown, columns=len(shown) if copies else 4).save(folder / "contact_sheet.jpg", quality=90)
 
 
 def verify(folder: Path, cases: Sequence[FundusCase], report: ConversionReport) -> None:

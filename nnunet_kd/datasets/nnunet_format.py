@@ -30,34 +30,36 @@ SPLIT_TAGS = ("Tr", "Ts")
 
 @dataclass
 class ConversionReport:
-    """What a conversion has written, for the terminal. Sizes are (width, height) in pixels of the source images."""
+    """What a conversion has written, for the terminal. Sizes are (width, height) in pixels, or (x, y, z) in voxels;
+    `label_fraction` is the labelled share of `label_ground`."""
 
     dataset: str
     folder: Path
     train_cases: list[str] = field(default_factory=list)
     test_cases: list[str] = field(default_factory=list)
-    native_sizes: dict[tuple[int, int], int] = field(default_factory=dict)
-    canvas_sizes: dict[tuple[int, int], int] = field(default_factory=dict)
+    native_sizes: dict[tuple[int, ...], int] = field(default_factory=dict)
+    canvas_sizes: dict[tuple[int, ...], int] = field(default_factory=dict)
     label_values: list[int] = field(default_factory=list)
     label_fraction: float = 0.0
+    label_ground: str = "field of view"
     folds: int = 0
     warnings: list[str] = field(default_factory=list)
 
     def text(self) -> str:
         """The report as a few lines of plain text."""
 
-        def sizes(counts: Mapping[tuple[int, int], int]) -> str:
+        def sizes(counts: Mapping[tuple[int, ...], int]) -> str:
             if len(counts) > 4:
-                widths, heights = zip(*counts, strict=True)
-                return f"{min(widths)}..{max(widths)} x {min(heights)}..{max(heights)} ({sum(counts.values())} cases)"
-            return ", ".join(f"{w}x{h} ({n} cases)" for (w, h), n in sorted(counts.items()))
+                ranges = " x ".join(f"{min(axis)}..{max(axis)}" for axis in zip(*counts, strict=True))
+                return f"{ranges} ({sum(counts.values())} cases)"
+            return ", ".join(f"{'x'.join(map(str, size))} ({n} cases)" for size, n in sorted(counts.items()))
 
         lines = [
             f"{self.dataset}: {len(self.train_cases)} cases in imagesTr, {len(self.test_cases)} in imagesTs",
             f"  folder        {self.folder}",
             f"  native size   {sizes(self.native_sizes)}",
             f"  written size  {sizes(self.canvas_sizes)}",
-            f"  labels        values {self.label_values}, {100 * self.label_fraction:.1f}% of the field of view",
+            f"  labels        values {self.label_values}, {100 * self.label_fraction:.1f}% of the {self.label_ground}",
         ]
         if self.folds:
             lines.append(f"  splits        {self.folds} folds in splits_final.json")
@@ -168,12 +170,13 @@ def write_dataset_json(
     licence: str,
     reference: str,
     description: str = "",
+    file_ending: str = ".png",
 ) -> None:
-    """Write nnU-Net's dataset.json for 2-D PNG cases. `labels` are the foreground names, in the order of their values
-    1, 2, ...
+    """Write nnU-Net's dataset.json. `labels` are the foreground names, in the order of their values 1, 2, ...
 
-    NaturalImage2DIO is named on purpose: nnU-Net then reads images and labels of every set alike. The channel names
-    used in this package ("green", "red", "gray", ...) are unknown to nnU-Net, which means z-score normalisation.
+    For PNG cases NaturalImage2DIO is named on purpose: nnU-Net then reads images and labels of every set alike. The
+    channel names used in this package ("green", "red", "gray", "MRI", ...) are unknown to nnU-Net, which means z-score
+    normalisation.
     """
     content = {
         "name": name,
@@ -184,9 +187,10 @@ def write_dataset_json(
         "channel_names": {str(i): c for i, c in enumerate(channel_names)},
         "labels": {"background": 0, **{label: i for i, label in enumerate(labels, start=1)}},
         "numTraining": num_training,
-        "file_ending": ".png",
-        "overwrite_image_reader_writer": "NaturalImage2DIO",
+        "file_ending": file_ending,
     }
+    if file_ending == ".png":
+        content["overwrite_image_reader_writer"] = "NaturalImage2DIO"
     write_json(folder / "dataset.json", content)
 
 
