@@ -53,7 +53,7 @@ class Alignment(nn.Module):
             for network in NETWORKS:
                 stage, table = getattr(pair, network), tables[network]
                 try:
-                    module = build_msan(msan.kind, table.channels[stage], table.size(stage, patch_size), msan.dim, msan.hidden)
+                    module = build_msan(msan.kind, table.width(stage), table.size(stage, patch_size), msan.dim, msan.hidden)
                 except ValueError as error:
                     raise KDError(f'"nnunet_kd.msan" does not fit {network} stage {pair.name}: {error}') from None
                 self.msans[f"{network}_{pair.name}"] = module
@@ -66,10 +66,25 @@ class Alignment(nn.Module):
         """Semantic vectors ``(B, d)``, one per paired stage. Gradients reach the features, not the MSAN."""
         return [self.msans[f"{network}_{pair.name}"].encode(features[getattr(pair, network)].float()) for pair in self.pairs]
 
-    def reconstruct(self, network: str, vectors: list[torch.Tensor], features: list[torch.Tensor]) -> dict[int, torch.Tensor]:
-        """Features rebuilt by one network's headers, ``{stage: (B, C, *S)}``, in the size of that network's features."""
+    def summaries(self, network: str, vectors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The vectors ``(B, d)`` as FSD, P-SAE and DCGD's patch nodes read them: a map's mean, other kinds as they are."""
+        return [self.msans[f"{network}_{pair.name}"].summary(z) for pair, z in zip(self.pairs, vectors, strict=True)]
+
+    def maps(self, network: str, vectors: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The vectors ``(B, d)`` as maps ``(B, d / nodes, *grid)``, for DCGD's class nodes."""
+        grids = [self.msans[f"{network}_{pair.name}"].grid for pair in self.pairs]
+        return [z.reshape(len(z), -1, *grid) for z, grid in zip(vectors, grids, strict=True)]
+
+    def reconstruct(self, network: str, vectors: list[torch.Tensor], features: list[torch.Tensor],
+                    decoder: bool = False) -> dict[int, torch.Tensor]:  # fmt: skip
+        """Features rebuilt by one network's headers, ``{stage: (B, C, *S)}``, in the size of that network's features.
+
+        Encoder stages only, the ones that can be swapped, unless ``decoder`` is set.
+        """
         rebuilt = {}
         for pair, z in zip(self.pairs, vectors, strict=True):
+            if pair.decoder and not decoder:
+                continue
             stage = getattr(pair, network)
             rebuilt[stage] = self.msans[f"{network}_{pair.name}"].reconstruct(z, size=tuple(features[stage].shape[2:]))
         return rebuilt
@@ -107,7 +122,6 @@ class AlignmentTrainer:
         features: dict[str, list[torch.Tensor]],
         logits: dict[str, torch.Tensor],
         onehot: torch.Tensor,
-        views: int,
         remaining: float,
         regions: bool,
         mask: torch.Tensor | None,
@@ -116,7 +130,8 @@ class AlignmentTrainer:
 
         Args:
             networks: teacher and student, for their decoders.
-            features: detached stage features of both networks on anchor and views, ``((views + 1) * B, C, *S)``.
+            features: detached stage features of both networks on the anchors and, for the student and where the parts need
+                it for the teacher, their K views, ``((K + 1) * B, C, *S)``.
             logits: detached anchor logits of both networks, ``(B, L, *S)``.
             onehot: annotation of the anchor, ``(B, L, *S)``.
             remaining: 1 at the start of ACT, 0 at its end; the learning rate follows a half cosine.
@@ -137,22 +152,33 @@ class AlignmentTrainer:
         with _training(alignment.msans):
             for name in NETWORKS:
                 feats = [f.float() for f in features[name]]
-                batch = feats[0].shape[0] // (views + 1)
+                batch = len(logits[name])
+                views = len(feats[0]) // batch - 1
                 vectors = alignment.encode(name, feats)
-                rebuilt = alignment.reconstruct(name, vectors, feats)
+                rebuilt = alignment.reconstruct(name, vectors, feats, decoder=True)
                 parts = {
                     "reconstruction": _mean([reconstruction(rebuilt[stage], feats[stage]) for stage in rebuilt]),
                 }
                 if semantic is not None:
                     repeated = semantic.repeat(views + 1, 1)
-                    parts["semantic"] = _mean([regularisation(z, repeated) for z in vectors])
-                if views:
+                    summaries = alignment.summaries(name, vectors)
+                    parts["semantic"] = _mean([regularisation(z, repeated) for z in summaries])
+                if views and act.consistency:
                     parts["consistency"] = _mean([
                         view_consistency(z[:batch], z[batch:].reshape(views, batch, -1)) for z in vectors
                     ])  # fmt: skip
-                if act.decoded:
+                if act.alignment:
+                    if name == "teacher":
+                        anchors = [z[:batch].detach() for z in vectors]
+                    else:
+                        # the student's vectors of anchor and views, all towards the teacher's of the anchor
+                        parts["alignment"] = _mean([
+                            reconstruction(z, t.repeat(views + 1, 1)) for z, t in zip(vectors, anchors, strict=True)
+                        ])  # fmt: skip
+                swappable = {getattr(p, name) for p in alignment.pairs if not p.decoder}
+                if act.decoded and swappable:
                     anchor = [f[:batch] for f in feats]
-                    decoded = decode(networks[name], swap(anchor, {s: r[:batch] for s, r in rebuilt.items()}))
+                    decoded = decode(networks[name], swap(anchor, {s: rebuilt[s][:batch] for s in swappable}))
                     own = logits[name].float()
                     parts["decoded"] = decoded_consistency(decoded, own, regions=regions, mask=mask)
                     values[f"act_agreement_{name}"] = _agreement(decoded, own, regions)

@@ -17,9 +17,16 @@ import torch.distributed as dist
 from torch import nn
 
 from nnunet_kd.alignment import Alignment, AlignmentTrainer
-from nnunet_kd.config import Config
-from nnunet_kd.losses import cross_prediction_loss, gather_with_gradient, inter_graph_loss, intra_graph_loss, logit_kd
-from nnunet_kd.stages import StageTable, decode, encode, pair_stages, swap
+from nnunet_kd.config import Config, Graph
+from nnunet_kd.losses import (
+    class_prototypes,
+    cross_prediction_loss,
+    gather_with_gradient,
+    inter_graph_loss,
+    intra_graph_loss,
+    logit_kd,
+)
+from nnunet_kd.stages import StageTable, StageTap, decode, encode, pair_stages, swap
 from nnunet_kd.views import Views
 
 QUALITY = ("reconstruction", "consistency", "agreement")
@@ -33,6 +40,7 @@ class Step:
     views: int
     phase: str
     progress: float
+    order: torch.Tensor
     onehot: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     teacher_features: list[torch.Tensor] | None = None
@@ -43,6 +51,10 @@ class Step:
     @property
     def batch(self) -> int:
         return self.data.shape[0] // (self.views + 1)
+
+    def share(self, share: float) -> torch.Tensor:
+        """Row numbers of a share of the anchors, at least one."""
+        return self.order[: max(1, round(share * self.batch))]
 
 
 class Distiller:
@@ -69,7 +81,7 @@ class Distiller:
         device: torch.device,
     ) -> None:
         self.config, self.regions, self.device = config, regions, device
-        self.student, self.teacher = student, None
+        self.student, self.teacher, self._teacher_tap = student, None, None
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         # a generator of their own: drawing views leaves the loader's random numbers, and so the batches, as they are
         self.generator = torch.Generator(device=device).manual_seed(config.seed + 1_000_003 * (rank + 1))
@@ -97,6 +109,10 @@ class Distiller:
         return self.alignment is not None
 
     @property
+    def needs_decoder_stages(self) -> bool:
+        return self.alignment is not None and any(pair.decoder for pair in self.alignment.pairs)
+
+    @property
     def log_keys(self) -> list[str]:
         """Names of the values a step may report, in the order of the pictures."""
         keys = [t if t != "cross" else f"cross_{way}" for t in self.config.terms.active
@@ -105,12 +121,14 @@ class Distiller:
             keys += [f"act_{q}_{n}" for q in QUALITY for n in ("teacher", "student")]
             keys += [f"act_semantic_{n}" for n in ("teacher", "student") if self.alignment.autoencoder is not None]
             keys += [f"act_decoded_{n}" for n in ("teacher", "student") if self.config.act.decoded]
+            keys += ["act_alignment_student"] if self.config.act.alignment else []
             keys += ["act_autoencoder"] if self.alignment.autoencoder is not None else []
         return keys
 
     def attach(self, teacher: nn.Module) -> None:
         """Give the distiller its teacher, once training starts."""
         self.teacher = teacher
+        self._teacher_tap = StageTap(teacher.network, decoder=True) if self.needs_decoder_stages else None
 
     def phase(self, progress: float) -> str:
         """ "warm-up", "act" or "distil" at this fraction of the training."""
@@ -137,14 +155,20 @@ class Distiller:
             mask: ``(B, 1, *S)``, True where annotated; None without an ignore label.
         """
         views = [self.views(data, self.generator) for _ in range(self.view_count)]
-        step = Step(torch.cat([data, *views]) if views else data, len(views), self.phase(progress), progress, onehot, mask)
+        # a part that reads a share of the batch takes the first of a random order: nnU-Net puts forced foreground last
+        order = torch.randperm(len(data), generator=self.generator, device=data.device)
+        everything = torch.cat([data, *views]) if views else data
+        step = Step(everything, len(views), self.phase(progress), progress, order, onehot, mask)
         kd = self.config.terms.kd
         if self.teacher is None or not (kd or (self.alignment is not None and step.phase != "warm-up")):
             return step
-        everything = (self.alignment is not None and step.phase != "warm-up") or (kd and kd.target == "view")
-        seen = step.data if everything else data
+        seen = step.data if self._teacher_sees_views(step.phase) else data
         with torch.no_grad():
-            if self.alignment is not None and step.phase != "warm-up":
+            if self._teacher_tap is not None and step.phase != "warm-up":
+                self._teacher_tap.enabled = True
+                step.teacher_logits = self.teacher(seen)
+                step.teacher_features = self._teacher_tap.take()
+            elif self.alignment is not None and step.phase != "warm-up":
                 step.teacher_features = encode(self.teacher.network, seen)
                 features = step.teacher_features
                 if not (kd and kd.target == "view"):
@@ -161,23 +185,25 @@ class Distiller:
             found["kd"] = (self.weight("kd", step.progress), self._kd(step))
         if step.phase != "distil" or self.alignment is None:
             return found
-        student = self.alignment.encode("student", step.student_features)
-        with torch.no_grad():
-            teacher = self.alignment.encode("teacher", step.teacher_features)
+        teacher = student = None
+        if settings.intra is not None or settings.inter is not None:
+            student = self.alignment.encode("student", step.student_features)
+            with torch.no_grad():
+                teacher = self.alignment.encode("teacher", step.teacher_features)
         for name, graph in (("intra", intra_graph_loss), ("inter", inter_graph_loss)):
             term = getattr(settings, name)
             if term is not None:
-                values = [
-                    graph(self._by_view(s, step), self._by_view(t, step), term.tau, term.form, gather=gather_with_gradient)
-                    for s, t in zip(student, teacher, strict=True)
-                ]
+                nodes = zip(
+                    self._nodes("student", student, term, step), self._nodes("teacher", teacher, term, step), strict=True
+                )
+                values = [graph(s, t, term.tau, term.form, gather=gather_with_gradient, centred=term.centred) for s, t in nodes]
                 found[name] = (self.weight(name, step.progress), torch.stack(values).mean())
         if settings.cross is not None:
             weight, cross = self.weight("cross", step.progress), settings.cross
             if cross.ts:
-                found["cross_ts"] = (weight * cross.ts, self._cross_ts(step, teacher))
+                found["cross_ts"] = (weight * cross.ts, self._cross_ts(step))
             if cross.st:
-                found["cross_st"] = (weight * cross.st, self._cross_st(step, student))
+                found["cross_st"] = (weight * cross.st, self._cross_st(step))
         return found
 
     def align(self, step: Step) -> dict[str, float]:
@@ -190,19 +216,21 @@ class Distiller:
             return {}
         end = self.config.act.end if self.config.msan.after_act == "frozen" else 1.0
         remaining = (end - step.progress) / (end - self.config.act.start)
-        features = {
-            "teacher": step.teacher_features,
-            "student": [f.detach() for f in step.student_features],
-        }
-        logits = {
-            "teacher": step.teacher_logits[: step.batch],
-            "student": step.student_logits[: step.batch].detach(),
-        }
-        with torch.autocast(self.device.type, enabled=False):
+        anchors = step.share(self.config.act.share)
+        features, logits = {}, {}
+        for name, feats, outputs in (
+            ("teacher", step.teacher_features, step.teacher_logits),
+            ("student", step.student_features, step.student_logits),
+        ):
+            rows = torch.cat([anchors + k * step.batch for k in range(len(feats[0]) // step.batch)])
+            features[name], logits[name] = [f[rows].detach() for f in feats], outputs[anchors].detach()
+        onehot = step.onehot[anchors]
+        mask = None if step.mask is None else step.mask[anchors]
+        # bfloat16 has float32's range; float16 would need a gradient scaler of its own here
+        half = self.device.type == "cpu" and self.config.schedule.cpu_precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
             networks = {"teacher": self.teacher.network, "student": self.student}
-            return self.aligner.msan_step(
-                networks, features, logits, step.onehot, step.views, remaining, self.regions, step.mask
-            )
+            return self.aligner.msan_step(networks, features, logits, onehot, remaining, self.regions, mask)
 
     def state_dict(self) -> dict:
         """Everything an exact continuation needs, the teacher excepted."""
@@ -228,34 +256,56 @@ class Distiller:
             mask = _repeat(mask, seen)
         return logit_kd(student, teacher[: student.shape[0]], settings.temperature, self.regions, mask)
 
-    def _by_view(self, vectors: torch.Tensor, step: Step) -> torch.Tensor:
-        return vectors.reshape(step.views + 1, step.batch, -1)
+    def _teacher_sees_views(self, phase: str) -> bool:
+        """Whether any active part reads the teacher on the views; the anchor is enough for most cross-view settings."""
+        settings = self.config.terms
+        if settings.kd is not None and settings.kd.target == "view":
+            return True
+        if self.alignment is None or phase == "warm-up":
+            return False
+        graphs = any(g is not None and g.target == "view" for g in (settings.intra, settings.inter))
+        aligning = phase == "act" or self.config.msan.after_act == "joint"
+        return graphs or (aligning and self.config.act.consistency > 0)
 
-    def _sources(self, step: Step) -> tuple[slice, int]:
-        """Which rows the student's side of DICD uses (anchor, or the views), and how often that repeats the anchors."""
-        if self.config.terms.cross.views == "cross":
-            return slice(step.batch, None), step.views
-        return slice(0, step.batch), 1
+    def _nodes(self, network: str, vectors: list[torch.Tensor], term: Graph, step: Step) -> list[torch.Tensor]:
+        """DCGD's nodes ``(K+1, n, d)`` per stage: one per patch, or one per class and patch that has the class."""
+        if network == "teacher" and term.target == "anchor":
+            vectors = [z[: step.batch] for z in vectors]
+        if term.nodes == "patch":
+            nodes = [z.reshape(-1, step.batch, z.shape[1]) for z in self.alignment.summaries(network, vectors)]
+        else:
+            nodes = [class_prototypes(z, step.onehot) for z in self.alignment.maps(network, vectors)]
+        return [n.expand(step.views + 1, -1, -1) for n in nodes]
 
-    def _cross_ts(self, step: Step, teacher: list[torch.Tensor]) -> torch.Tensor:
+    def _sources(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of the batch that DICD reads: the student's (anchors, or views), and the anchors that belong to them."""
+        cross = self.config.terms.cross
+        views = range(1, step.views + 1) if cross.views == "cross" else (0,)
+        anchors = step.share(cross.share)
+        return torch.cat([anchors + k * step.batch for k in views]), anchors.repeat(len(views))
+
+    def _cross_ts(self, step: Step) -> torch.Tensor:
         """Teacher vectors of the anchor through the SAN's headers into the student's decoder."""
-        rows, times = self._sources(step)
+        rows, anchors = self._sources(step)
         features = [f[rows] for f in step.student_features]
-        rebuilt = self.alignment.reconstruct("student", [_repeat(z[: step.batch], times) for z in teacher], features)
+        with torch.no_grad():
+            vectors = self.alignment.encode("teacher", [f[anchors] for f in step.teacher_features])
+        rebuilt = self.alignment.reconstruct("student", vectors, features)
         crossed = decode(self.student, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
-        return self._against_teacher(step, crossed, times)
+        return self._against_teacher(step, crossed, anchors)
 
-    def _cross_st(self, step: Step, student: list[torch.Tensor]) -> torch.Tensor:
+    def _cross_st(self, step: Step) -> torch.Tensor:
         """Student vectors through the TAN's headers into the teacher's decoder, with the teacher's anchor skips."""
-        rows, times = self._sources(step)
-        features = [_repeat(f[: step.batch], times) for f in step.teacher_features]
-        rebuilt = self.alignment.reconstruct("teacher", [z[rows] for z in student], features)
+        rows, anchors = self._sources(step)
+        features = [f[anchors] for f in step.teacher_features]
+        vectors = self.alignment.encode("student", [f[rows] for f in step.student_features])
+        rebuilt = self.alignment.reconstruct("teacher", vectors, features)
         crossed = decode(self.teacher.network, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
-        return self._against_teacher(step, crossed, times)
+        return self._against_teacher(step, crossed, anchors)
 
-    def _against_teacher(self, step: Step, crossed: torch.Tensor, times: int) -> torch.Tensor:
-        mask = None if step.mask is None else _repeat(step.mask, times)
-        return cross_prediction_loss(crossed, _repeat(step.teacher_logits[: step.batch], times), self.regions, mask)
+    def _against_teacher(self, step: Step, crossed: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+        mask = None if step.mask is None else step.mask[anchors]
+        return cross_prediction_loss(crossed, step.teacher_logits[anchors], self.regions, mask)
 
 
 def _repeat(x: torch.Tensor, times: int) -> torch.Tensor:

@@ -1,7 +1,8 @@
 """Model-Specific Alignment Networks (MSAN) and the semantic autoencoder (P-SAE).
 
 An MSAN turns a stage's feature into a semantic vector (``encode``) and back (``reconstruct``, the header). Teacher and
-student each have their own; both share the vector's length, so that headers can be exchanged between them.
+student each have their own; both share the vector's length, so that headers can be exchanged between them. ``length`` is d;
+``grid`` the shape of the nodes the vector is spread over, () if it has none; ``summary`` the vector without them.
 """
 
 from __future__ import annotations
@@ -40,9 +41,9 @@ class VectorMSAN(nn.Module):
     def __init__(self, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64, max_nodes: int = 4096):
         super().__init__()
         self.spatial = tuple(int(n) for n in spatial)
-        self.grid = _shrink(self.spatial, max_nodes)
-        self.dim = dim
-        nodes, conv = math.prod(self.grid), _CONV[len(self.spatial)]
+        self.pooled, self.grid = _shrink(self.spatial, max_nodes), ()
+        self.dim = self.length = dim
+        nodes, conv = math.prod(self.pooled), _CONV[len(self.spatial)]
         self.project = conv(channels, dim, 1)
         self.squeeze = nn.Sequential(nn.Linear(nodes, hidden), nn.GELU(), nn.Linear(hidden, 1))
         self.expand = nn.Sequential(nn.Linear(1, hidden), nn.GELU(), nn.Linear(hidden, nodes))
@@ -54,14 +55,18 @@ class VectorMSAN(nn.Module):
     @full_precision
     def encode(self, feature: Tensor) -> Tensor:
         """Feature `(B, C, *S)` of any spatial shape -> semantic vector `(B, d)`."""
-        nodes = self.project(_pool_to(feature, self.grid)).flatten(2)
+        nodes = self.project(_pool_to(feature, self.pooled)).flatten(2)
         return self.squeeze(nodes).squeeze(-1)
 
     @full_precision
     def reconstruct(self, vector: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """Vector `(B, d)` -> feature `(B, C, *size)`; ``size`` is the built spatial shape unless given."""
-        maps = self.expand(vector.unsqueeze(-1)).unflatten(-1, self.grid)
+        maps = self.expand(vector.unsqueeze(-1)).unflatten(-1, self.pooled)
         return _resize(self.restore(maps), size or self.spatial)
+
+    def summary(self, vector: Tensor) -> Tensor:
+        """Vector `(B, d)` as it is."""
+        return vector
 
 
 class SpatialMSAN(nn.Module):
@@ -84,7 +89,7 @@ class SpatialMSAN(nn.Module):
         super().__init__()
         self.spatial = tuple(int(n) for n in spatial)
         self.grid = tuple(min(grid, n) for n in self.spatial)
-        self.dim = dim
+        self.dim = self.length = dim
         nodes, conv = math.prod(self.grid), _CONV[len(self.spatial)]
         if dim % nodes:
             shape = "x".join(map(str, self.grid))
@@ -110,8 +115,48 @@ class SpatialMSAN(nn.Module):
         maps = vector.reshape(vector.shape[0], -1, *self.grid)
         return self.restore(_resize(maps, size or self.spatial))
 
+    def summary(self, vector: Tensor) -> Tensor:
+        """Vector `(B, d)` as it is: its few nodes are part of what it says."""
+        return vector
 
-KINDS: dict[str, type[nn.Module]] = {"vector": VectorMSAN, "spatial": SpatialMSAN}
+
+class MapMSAN(nn.Module):
+    """Keeps every pixel of the stage: ``dim`` numbers each. RECONSTRUCTION (ours, not the paper's).
+
+    Thin structures live in the skip connections at full resolution; a vector or a coarse grid cannot carry them.
+
+    Args:
+        channels: C of the stage.
+        spatial: the stage's spatial shape S at the training patch size.
+        dim: numbers per pixel; the vector's length is ``d = dim * prod(S)``.
+        hidden: width of the header (1x1 convolutions: anything larger would cost as much as the network's own stage).
+    """
+
+    def __init__(self, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64):
+        super().__init__()
+        self.spatial = self.grid = tuple(int(n) for n in spatial)
+        self.dim, self.length = dim, dim * math.prod(self.grid)
+        conv = _CONV[len(self.spatial)]
+        self.project = conv(channels, dim, 1)
+        self.restore = nn.Sequential(conv(dim, hidden, 1), nn.GELU(), conv(hidden, channels, 1))
+        _initialise(self)
+
+    @full_precision
+    def encode(self, feature: Tensor) -> Tensor:
+        """Feature `(B, C, *S)` of the built spatial shape -> semantic vector `(B, d)`."""
+        return self.project(_pool_to(feature, self.grid)).flatten(1)
+
+    @full_precision
+    def reconstruct(self, vector: Tensor, size: Sequence[int] | None = None) -> Tensor:
+        """Vector `(B, d)` -> feature `(B, C, *size)`; ``size`` is the built spatial shape unless given."""
+        return _resize(self.restore(vector.reshape(len(vector), -1, *self.grid)), size or self.spatial)
+
+    def summary(self, vector: Tensor) -> Tensor:
+        """Vector `(B, d)` -> mean over the pixels `(B, dim)`."""
+        return vector.reshape(len(vector), self.dim, -1).mean(-1)
+
+
+KINDS: dict[str, type[nn.Module]] = {"vector": VectorMSAN, "spatial": SpatialMSAN, "map": MapMSAN}
 
 
 def build_msan(kind: str, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64, **options) -> nn.Module:

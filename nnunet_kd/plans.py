@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
@@ -64,17 +64,19 @@ def preprocessed_folder(dataset: str | int) -> Path:
     return folder
 
 
-def make_schedule(iterations: int | None, epochs: int | None, base: Schedule | None = None) -> Schedule:
+def make_schedule(
+    iterations: int | None, epochs: int | None, base: Schedule | None = None, cpu_precision: str | None = None
+) -> Schedule:
     """A schedule of about ``iterations`` training steps, by default in epochs of about 50 steps (nnU-Net: 1000 x 250)."""
-    base = base or Schedule()
+    base = replace(base or Schedule(), **({"cpu_precision": cpu_precision} if cpu_precision else {}))
     if iterations is None:
-        return base if epochs is None else Schedule(**{**asdict(base), "epochs": epochs})
+        return base if epochs is None else replace(base, epochs=epochs)
     if iterations < 1 or (epochs is not None and epochs < 1):
         raise KDError(f"--iterations {iterations} and --epochs {epochs} must be at least 1")
     epochs = min(epochs or max(1, min(1000, round(iterations / 50))), iterations)
     per_epoch = math.ceil(iterations / epochs)
     validation = max(1, min(50, per_epoch // 5))
-    return Schedule(epochs, per_epoch, validation, base.initial_lr, base.save_every)
+    return replace(base, epochs=epochs, iterations_per_epoch=per_epoch, val_iterations_per_epoch=validation)
 
 
 def plans_name(base: str, seed: int) -> str:
@@ -91,6 +93,7 @@ def plan_teacher(
     features: Sequence[int] | None = None,
     iterations: int | None = None,
     epochs: int | None = None,
+    cpu_precision: str | None = None,
     seed: int = 0,
     name: str | None = None,
     overwrite: bool = False,
@@ -113,7 +116,7 @@ def plan_teacher(
         if batch_size < 1:
             raise KDError(f"--batch-size {batch_size} must be at least 1")
         config["batch_size"] = batch_size
-    schedule = make_schedule(iterations, epochs)
+    schedule = make_schedule(iterations, epochs, cpu_precision=cpu_precision)
     plans["configurations"] = {configuration: config}
     plans["plans_name"] = plans_name(name or TEACHER_PLANS, seed)
     plans[SECTION] = {"role": "teacher", "seed": seed, "schedule": to_dict(schedule)}
@@ -132,6 +135,7 @@ def plan_student(
     features: Sequence[int] | None = None,
     iterations: int | None = None,
     epochs: int | None = None,
+    cpu_precision: str | None = None,
     seed: int = 0,
     preset: str | None = None,
     teacher_fold: int | str = "same",
@@ -170,7 +174,7 @@ def plan_student(
     wide = kwargs["features_per_stage"]
     _set_features(config, list(features) if features else [max(min_features, round(f * width)) for f in wide])
     base = model.plans.get(SECTION, {}).get("schedule")
-    schedule = make_schedule(iterations, epochs, Schedule(**base) if base else None)
+    schedule = make_schedule(iterations, epochs, Schedule(**base) if base else None, cpu_precision)
     settings = describe_teacher(model, _relative_to_results(model), teacher_fold, teacher_checkpoint)
     plans["configurations"] = {configuration: config}
     plans["plans_name"] = plans_name(name or STUDENT_PLANS, seed)

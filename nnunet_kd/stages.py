@@ -1,7 +1,9 @@
 """How a network is cut into stages: the only file that knows the inside of an encoder-decoder network.
 
 nnU-Net's PlainConvUNet and ResidualEncoderUNet compute ``decoder(encoder(x))`` where the encoder returns one feature per
-stage, bottleneck last. Any entry of that list can be read, or replaced by a reconstruction, before the decoder runs.
+stage, bottleneck last. Any entry of that list can be read, or replaced by a reconstruction, before the decoder runs. Decoder
+stages can be read only. A list of features holds the encoder's, highest resolution first, and behind them, where a decoder
+stage is asked for, the decoder's in the same order: stage ``depth + i`` is the decoder's at the encoder's resolution i.
 Stages of two networks are paired by their cumulative stride, so they may differ in depth, width and family.
 """
 
@@ -20,7 +22,10 @@ from nnunet_kd.errors import KDError
 
 @dataclass(frozen=True)
 class StageTable:
-    """The encoder's stages: ``channels[i]`` and cumulative ``strides[i]`` (one entry per spatial axis)."""
+    """The encoder's stages: ``channels[i]`` and cumulative ``strides[i]`` (one entry per spatial axis).
+
+    nnU-Net's decoders have the encoder's channels and strides at every resolution but the lowest.
+    """
 
     family: str
     channels: tuple[int, ...]
@@ -31,9 +36,17 @@ class StageTable:
         """The table as the plans file keeps it."""
         return cls(family, tuple(channels), tuple(tuple(s) for s in strides))
 
+    @property
+    def depth(self) -> int:
+        return len(self.channels)
+
     def size(self, stage: int, patch_size: Sequence[int]) -> tuple[int, ...]:
         """Spatial size of a stage's feature for a patch (strided convolutions round up)."""
-        return tuple(-(-p // s) for p, s in zip(patch_size, self.strides[stage], strict=True))
+        return tuple(-(-p // s) for p, s in zip(patch_size, self.strides[stage % self.depth], strict=True))
+
+    def width(self, stage: int) -> int:
+        """Channels of an encoder or decoder stage's feature."""
+        return self.channels[stage % self.depth]
 
 
 class StagePair(NamedTuple):
@@ -42,6 +55,7 @@ class StagePair(NamedTuple):
     name: str
     teacher: int
     student: int
+    decoder: bool = False
 
 
 def unwrap(network: nn.Module) -> nn.Module:
@@ -79,7 +93,8 @@ def encode(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 def decode(network: nn.Module, features: list[torch.Tensor]) -> torch.Tensor:
     """Full-resolution logits ``(B, L, *S)`` from a list of stage features (deep supervision heads are not returned)."""
-    logits = unwrap(network).decoder(features)
+    network = unwrap(network)
+    logits = network.decoder(features[: len(network.encoder.output_channels)])
     return logits[0] if isinstance(logits, list | tuple) else logits
 
 
@@ -95,8 +110,9 @@ def pair_stages(teacher: StageTable, student: StageTable, wanted: Sequence[str |
     """Pair stages by cumulative stride.
 
     Args:
-        wanted: "bottleneck" (the deepest stage both networks have), "all" (every stage both have), or numbers of the
-            student's encoder stages.
+        wanted: "bottleneck" (the deepest stage both networks have), "all" (every encoder stage both have), numbers of the
+            student's encoder stages, "decoder" (every decoder stage both have), or "decoder0", "decoder1", ... for the
+            decoder stage at the resolution of that encoder stage.
 
     Raises:
         KDError: no common stride for a wanted stage.
@@ -111,42 +127,72 @@ def pair_stages(teacher: StageTable, student: StageTable, wanted: Sequence[str |
             f"no stage pair: the teacher's cumulative strides {list(teacher.strides)} and the student's "
             f"{list(student.strides)} have none in common; plan the student from this teacher with `nnunet-kd plan`"
         )
+    depth = teacher.depth, student.depth
+    # neither network's lowest resolution has a decoder stage
+    upward = [
+        StagePair(f"decoder_{p.name}", depth[0] + p.teacher, depth[1] + p.student, decoder=True)
+        for p in common
+        if p.teacher < depth[0] - 1 and p.student < depth[1] - 1
+    ]
     pairs: dict[int, StagePair] = {}
     for item in wanted:
-        if item == "bottleneck":
+        if item == "decoder":
+            found = upward
+        elif isinstance(item, str) and item.startswith("decoder"):
+            found = [p for p in upward if f"decoder{p.student - depth[1]}" == item]
+        elif item == "bottleneck":
             found = [common[-1]]
         elif item == "all":
             found = common
         elif isinstance(item, int):
             found = [p for p in common if p.student == item]
         else:
-            raise KDError(f'unknown stage "{item}" in "nnunet_kd.msan.stages": use "bottleneck", "all" or a stage number')
+            raise KDError(
+                f'unknown stage "{item}" in "nnunet_kd.msan.stages": use "bottleneck", "all", a stage number, "decoder" or '
+                '"decoder0", "decoder1", ...'
+            )
         if not found:
-            have = {p.student: p.name for p in common}
+            have = {**{p.student: p.name for p in common}, **{f"decoder{p.student - depth[1]}": p.name for p in upward}}
             raise KDError(f"student stage {item} has no teacher stage of the same stride; stages that have one: {have}")
         pairs.update({p.student: p for p in found})
     return [pairs[i] for i in sorted(pairs)]
 
 
-class EncoderTap:
-    """Keeps the student's stage features of the last forward, so that distilling needs no second encoder pass.
+class StageTap:
+    """Keeps a network's stage features of the last forward, so that distilling needs no second encoder pass.
 
-    The hook sits on the encoder as a whole: a hook on a norm inside a block would be overwritten by nnU-Net's in-place
-    activations. It must be placed before the first call of a compiled network.
+    Hooks sit on the encoder as a whole and on whole decoder stages: a hook on a norm inside a block would be overwritten by
+    nnU-Net's in-place activations. They must be placed before the first call of a compiled network.
+
+    Args:
+        decoder: keep the decoder's stages too.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, decoder: bool = False) -> None:
         self.enabled = False
         self.features: list[torch.Tensor] | None = None
-        unwrap(network).encoder.register_forward_hook(self._keep)
+        network = unwrap(network)
+        self._hooks = [network.encoder.register_forward_hook(self._keep_encoder)]
+        if decoder:
+            self._hooks += [module.register_forward_hook(self._keep_decoder) for module in network.decoder.stages]
 
-    def _keep(self, module: nn.Module, inputs: tuple, output: list[torch.Tensor]) -> None:
+    def _keep_encoder(self, module: nn.Module, inputs: tuple, output: list[torch.Tensor]) -> None:
         if self.enabled:
             self.features = list(output)
+            self._depth = len(output)
+
+    def _keep_decoder(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        # the decoder runs from low to high resolution, the list is kept from high to low
+        if self.enabled:
+            self.features.insert(self._depth, output)
+
+    def remove(self) -> None:
+        for hook in self._hooks:
+            hook.remove()
 
     def take(self) -> list[torch.Tensor]:
-        """The features, handed over once so that none outlives its step."""
-        features, self.features = self.features, None
+        """The features, handed over once so that none outlives its step, and nothing more is kept until enabled again."""
+        features, self.features, self.enabled = self.features, None, False
         if features is None:
-            raise RuntimeError("the student's encoder has not run since the last step")
+            raise RuntimeError("the network's encoder has not run since the last step")
         return features

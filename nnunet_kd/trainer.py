@@ -19,8 +19,9 @@ from nnunet_kd.checkpoints import save_atomically
 from nnunet_kd.config import SECTION, read_config
 from nnunet_kd.distiller import Distiller, Step
 from nnunet_kd.errors import KDError, print_user_errors_in_one_line
+from nnunet_kd.losses import full_precision
 from nnunet_kd.progress_picture import plot_terms
-from nnunet_kd.stages import EncoderTap, StageTable, stage_table, unwrap
+from nnunet_kd.stages import StageTable, StageTap, stage_table, unwrap
 from nnunet_kd.teacher import load_teacher
 
 print_user_errors_in_one_line()
@@ -46,6 +47,33 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
         self.initial_lr = schedule.initial_lr
         self.save_every = schedule.save_every
         self._resume_random_state: dict | None = None
+
+    @property
+    def _autocast(self):
+        """The precision of a step: nnU-Net's on CUDA, the plans' on a CPU."""
+        if self.device.type == "cuda":
+            return torch.autocast("cuda")
+        half = self.device.type == "cpu" and self.kd.schedule.cpu_precision == "bfloat16"
+        return torch.autocast("cpu", torch.bfloat16) if half else dummy_context()
+
+    def _build_loss(self):
+        plain = super()._build_loss()
+        if self.kd.schedule.cpu_precision == "float32" or self.device.type != "cpu":
+            return plain
+
+        @full_precision
+        def loss(output, target):
+            return plain(output, target)
+
+        return loss
+
+    def train_step(self, batch: dict) -> dict:
+        with self._autocast:
+            return super().train_step(batch)
+
+    def validation_step(self, batch: dict) -> dict:
+        with self._autocast:
+            return super().validation_step(batch)
 
     def initialize(self):
         # the same seed gives every method the same initial student
@@ -106,7 +134,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             raise KDError("cascades are not supported yet: distil 3d_fullres, 3d_lowres or 2d")
         self.distiller: Distiller | None = None
         self.teacher = None
-        self._tap: EncoderTap | None = None
+        self._tap: StageTap | None = None
         self._step: Step | None = None
         self._values: dict[str, float] = {}
         self._iteration = 0
@@ -133,7 +161,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             self.device,
         )
         if self.distiller.needs_features:
-            self._tap = EncoderTap(self.network)
+            self._tap = StageTap(self.network, decoder=self.distiller.needs_decoder_stages)
         self._log_keys = ["seg_loss", *self.distiller.log_keys]
         for key in self._log_keys:
             self.logger.local_logger.my_fantastic_logging.setdefault(f"kd/{key}", [])
@@ -183,7 +211,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         target = [t.to(self.device, non_blocking=True) for t in _as_list(batch["target"])]
         progress = (self.current_epoch + self._iteration / self.num_iterations_per_epoch) / self.num_epochs
         onehot, mask = self._onehot_and_mask(target[0])
-        with torch.autocast("cuda") if self.device.type == "cuda" else dummy_context():
+        with self._autocast:
             step = self.distiller.prepare(data, onehot, mask, progress)
         all_views = self.kd.views is not None and self.kd.views.student_loss == "all"
         times = step.views + 1 if all_views else 1

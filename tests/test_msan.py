@@ -31,7 +31,7 @@ def test_round_trip_shapes_and_gradients(kind, spatial, batch):
     msan = build(kind, 6, spatial)
     feature = torch.randn(batch, 6, *spatial, requires_grad=True)
     vector = msan.encode(feature)
-    assert vector.shape == (batch, msan.dim)
+    assert vector.shape == (batch, msan.length)
     rebuilt = msan.reconstruct(vector)
     assert rebuilt.shape == feature.shape
     rebuilt.square().sum().backward()
@@ -58,17 +58,17 @@ def test_headers_can_be_exchanged(kind, spatial):
 def test_features_of_another_size(kind):
     msan = build(kind, 6, (8, 6))
     vector = msan.encode(torch.randn(2, 6, 11, 3))
-    assert vector.shape == (2, msan.dim)
+    assert vector.shape == (2, msan.length)
     assert msan.reconstruct(vector, (11, 3)).shape == (2, 6, 11, 3)
     assert torch.equal(msan.reconstruct(vector, (8, 6)), msan.reconstruct(vector))
 
 
 def test_vector_msan_pools_large_features():
     msan = VectorMSAN(3, (16, 40, 40), dim=8, max_nodes=2000)
-    assert msan.grid == (16, 10, 10)
+    assert msan.pooled == (16, 10, 10)
     assert msan.expand[-1].out_features == 1600
     feature = torch.randn(1, 3, 16, 40, 40)
-    pooled = F.adaptive_avg_pool3d(feature, msan.grid)
+    pooled = F.adaptive_avg_pool3d(feature, msan.pooled)
     assert torch.equal(msan.encode(feature), msan.encode(pooled))
     assert msan.reconstruct(msan.encode(feature)).shape == feature.shape
 
@@ -105,9 +105,9 @@ def test_spatial_msan_names_the_fix():
 
 
 def test_unknown_kind_lists_the_kinds():
-    with pytest.raises(ValueError, match='unknown msan kind "vektor", use one of vector, spatial'):
+    with pytest.raises(ValueError, match='unknown msan kind "vektor", use one of vector, spatial, map'):
         build_msan("vektor", 8, (8, 8), 16)
-    assert build_msan("vector", 8, (8, 8), 16, hidden=4, max_nodes=16).grid == (4, 4)
+    assert build_msan("vector", 8, (8, 8), 16, hidden=4, max_nodes=16).pooled == (4, 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,7 +4,7 @@ from helpers import network
 from torch import nn
 
 from nnunet_kd.errors import KDError
-from nnunet_kd.stages import EncoderTap, StageTable, decode, encode, pair_stages, stage_table, swap
+from nnunet_kd.stages import StageTap, StageTable, decode, encode, pair_stages, stage_table, swap
 
 
 @pytest.mark.parametrize("dims", [2, 3])
@@ -47,7 +47,7 @@ def test_impossible_pairs_name_what_there_is():
     with pytest.raises(KDError, match="student stage 5"):
         pair_stages(a, a, [5])
     with pytest.raises(KDError, match="unknown stage"):
-        pair_stages(a, a, ["decoder"])
+        pair_stages(a, a, ["neck"])
 
 
 def test_a_network_without_stages_is_refused_with_the_reason():
@@ -57,7 +57,7 @@ def test_a_network_without_stages_is_refused_with_the_reason():
 
 def test_the_tap_hands_over_the_features_of_the_last_forward_once():
     net = network()
-    tap = EncoderTap(net)
+    tap = StageTap(net)
     x = torch.randn(1, 1, 16, 16)
     net(x)
     with pytest.raises(RuntimeError, match="has not run"):
@@ -74,7 +74,7 @@ def test_the_tap_works_inside_a_compiled_network():
     torch.manual_seed(0)
     net = network()
     compiled = torch.compile(net, backend="aot_eager")  # nnU-Net compiles on CUDA; the tap has to survive the tracing
-    tap = EncoderTap(compiled)
+    tap = StageTap(compiled)
     x = torch.randn(1, 1, 16, 16)
     tap.enabled = True
     out = compiled(x)

@@ -25,7 +25,7 @@ from nnunet_kd.config import SECTION, read_config
 from nnunet_kd.errors import KDError
 from nnunet_kd.evaluation.domains import Domain
 from nnunet_kd.evaluation.predict import check_images, image_files, make_our_trainers_known
-from nnunet_kd.stages import StageTable, encode, pair_stages, stage_table
+from nnunet_kd.stages import StageTable, StageTap, encode, pair_stages, stage_table
 from nnunet_kd.teacher import ModelFolder, load_network, load_teacher, read_model_folder
 
 
@@ -37,6 +37,19 @@ class AlignedRun:
     student: nn.Module
     teacher: nn.Module | None
     alignment: Alignment
+
+    def vectors(self, network: str, batch: torch.Tensor) -> torch.Tensor:
+        """Semantic vectors of all paired stages side by side ``(B, n)`` for images ``(B, C, *S)`` of the training patch."""
+        module = self.student if network == "student" else self.teacher
+        if any(pair.decoder for pair in self.alignment.pairs):
+            tap = StageTap(module, decoder=True)
+            tap.enabled = True
+            module(batch)
+            features = tap.take()
+            tap.remove()
+        else:
+            features = encode(module, batch)
+        return torch.cat(self.alignment.summaries(network, self.alignment.encode(network, features)), dim=1)
 
 
 def has_alignment(folder: str | Path, fold: int | str = 0, checkpoint: str = "checkpoint_final.pth") -> bool:
@@ -112,15 +125,13 @@ def semantic_vectors(
     check_images(domain, run.model.dataset_json)
     vectors: dict[str, list[np.ndarray]] = {n: [] for n in networks}
     owners: list[str] = []
-    modules = {"student": run.student, "teacher": run.teacher}
     for case in tqdm(domain.cases, desc=f"vectors {domain.name}", unit="case", leave=False, disable=None):
         patches = _patches(_preprocess(run.model, domain, case), run.model, step)
         owners += [case] * len(patches)
         for i in range(0, len(patches), batch_size):
             batch = torch.stack(patches[i : i + batch_size])
             for name in networks:
-                found = run.alignment.encode(name, encode(modules[name], batch))
-                vectors[name].append(torch.cat(found, dim=1).numpy())
+                vectors[name].append(run.vectors(name, batch).numpy())
     if not owners:
         raise KDError(f"domain {domain.name}: its {len(domain.cases)} image(s) are zero everywhere in {domain.images}")
     return {n: np.concatenate(v) for n, v in vectors.items()}, owners

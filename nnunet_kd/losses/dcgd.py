@@ -23,8 +23,9 @@ FORMS = ("softmax", "squared")
 
 @full_precision
 def intra_graph_loss(
-    student: Tensor, teacher: Tensor, tau: float = 0.1, form: str = "softmax", gather: Gather | None = None
-) -> Tensor:
+    student: Tensor, teacher: Tensor, tau: float = 0.1, form: str = "softmax", gather: Gather | None = None,
+    centred: bool = False,
+) -> Tensor:  # fmt: skip
     """Star graph: every anchor against all views of all samples. RECONSTRUCTION of DCGD's intra-coupling graph.
 
     One row per anchor i, one edge ``cos(z_i^0, z_j^k)`` per sample j and view k >= 1.
@@ -36,24 +37,49 @@ def intra_graph_loss(
         form: "softmax" for ``KL(teacher row || student row)``, mean over rows; "squared" for the mean squared
             difference of the cosines. Rows of one edge (K = B = 1) take the squared form: their softmax is constant.
         gather: applied to both before the graph is built, e.g. :func:`gather_with_gradient`.
+        centred: subtract each model's mean vector first. Vectors that share a large mean have nearly equal cosines.
 
     Raises:
         ValueError: no views (K = 0), vectors that do not fit each other, an unknown form.
     """
-    student, teacher = _prepare(student, teacher, form, gather)
+    student, teacher = _prepare(student, teacher, form, gather, centred)
     return _compare(_star(student), _star(teacher), tau, form)
 
 
 @full_precision
 def inter_graph_loss(
-    student: Tensor, teacher: Tensor, tau: float = 0.1, form: str = "softmax", gather: Gather | None = None
-) -> Tensor:
+    student: Tensor, teacher: Tensor, tau: float = 0.1, form: str = "softmax", gather: Gather | None = None,
+    centred: bool = False,
+) -> Tensor:  # fmt: skip
     """Complete graph over all `(K+1) * B` vectors. RECONSTRUCTION of DCGD's inter-coupling graph.
 
     One row per vector, one edge per other vector; self is excluded. Arguments as in :func:`intra_graph_loss`.
     """
-    student, teacher = _prepare(student, teacher, form, gather)
+    student, teacher = _prepare(student, teacher, form, gather, centred)
     return _compare(_complete(student), _complete(teacher), tau, form)
+
+
+@full_precision
+def class_prototypes(maps: Tensor, onehot: Tensor) -> Tensor:
+    """One node per class and patch: the mean of the semantic map over the class. RECONSTRUCTION (ours).
+
+    A graph over whole patches says little about thin structures; this one holds how vessel and background differ.
+
+    Args:
+        maps: `((K+1)*B, q, *grid)`, all anchors, then the views in the same order.
+        onehot: annotation of the anchors `(B, L, *S)`, float; pooled to the grid. Classes that a patch lacks are left out.
+
+    Returns:
+        `(K+1, n, q)`, n <= B * L nodes.
+    """
+    batch, grid = len(onehot), maps.shape[2:]
+    pool = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
+    weights = pool(onehot, tuple(grid)).flatten(2)
+    present = weights.sum(2).flatten() > 1e-3
+    weights = weights / weights.sum(2, keepdim=True).clamp_min(1e-3)
+    views = maps.unflatten(0, (-1, batch)).flatten(3)
+    nodes = torch.einsum("kbqn,bln->kblq", views, weights).flatten(1, 2)
+    return nodes[:, present]
 
 
 def gather_with_gradient(vectors: Tensor) -> Tensor:
@@ -97,7 +123,7 @@ class _Gather(torch.autograd.Function):
         return gradient[:, ctx.start : ctx.start + ctx.count]
 
 
-def _prepare(student: Tensor, teacher: Tensor, form: str, gather: Gather | None) -> tuple[Tensor, Tensor]:
+def _prepare(student: Tensor, teacher: Tensor, form: str, gather: Gather | None, centred: bool) -> tuple[Tensor, Tensor]:
     if form not in FORMS:
         raise ValueError(f'unknown form "{form}", use one of {", ".join(FORMS)}')
     if student.ndim != 3 or student.shape[:2] != teacher.shape[:2]:
@@ -109,6 +135,8 @@ def _prepare(student: Tensor, teacher: Tensor, form: str, gather: Gather | None)
     teacher = teacher.detach()
     if gather is not None:
         student, teacher = gather(student), gather(teacher)
+    if centred:
+        student, teacher = (z - z.mean((0, 1)) for z in (student, teacher))
     # eps far above float32's smallest: the gradient at a vanishing vector grows with 1/eps
     return F.normalize(student, dim=-1, eps=1e-6), F.normalize(teacher, dim=-1, eps=1e-6)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -20,8 +20,7 @@ def full_precision(function: Function) -> Function:
 
     @functools.wraps(function)
     def inner(*args: Any, **kwargs: Any) -> Any:
-        values = [*args, *kwargs.values()]
-        device = next(value.device.type for value in values if isinstance(value, torch.Tensor))
+        device = next(_tensors([*args, *kwargs.values()])).device.type
         with torch.autocast(device_type=device, enabled=False):
             return function(*map(_full, args), **{key: _full(value) for key, value in kwargs.items()})
 
@@ -31,4 +30,14 @@ def full_precision(function: Function) -> Function:
 def _full(value: Any) -> Any:
     if isinstance(value, torch.Tensor) and value.dtype in (torch.float16, torch.bfloat16):
         return value.float()
+    if isinstance(value, list | tuple):  # deep supervision's outputs
+        return [_full(part) for part in value]
     return value
+
+
+def _tensors(values: list | tuple) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
