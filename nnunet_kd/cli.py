@@ -117,6 +117,8 @@ def _add_plan(commands) -> None:
     p.add_argument("--iterations", type=int, help=steps)
     p.add_argument("--epochs", type=int, help="epochs to spread them over (default: about 50 steps each)")
     half = "bfloat16: about half the time per step on CPUs that have the instructions (student: as its teacher)"
+    rate = "learning rate at the start (default: nnU-Net's 0.01; student: as its teacher)"
+    p.add_argument("--initial-lr", type=float, help=rate)
     p.add_argument("--cpu-precision", choices=["float32", "bfloat16"], help=half)
     p.add_argument("--seed", type=int, default=0, help="default: 0; another seed becomes part of the plans name")
     p.add_argument("--name", help="plans name (default: nnUNetKDPlans, for teachers nnUNetTeacherPlans)")
@@ -138,7 +140,8 @@ def _plan(o) -> None:
     from nnunet_kd.cost import cost_table
     from nnunet_kd.plans import plan_student, plan_teacher
 
-    common = dict(features=o.features, iterations=o.iterations, epochs=o.epochs, cpu_precision=o.cpu_precision, seed=o.seed,
+    common = dict(features=o.features, iterations=o.iterations, epochs=o.epochs, cpu_precision=o.cpu_precision,
+                  initial_lr=o.initial_lr, seed=o.seed,
                   name=o.name, overwrite=o.overwrite)  # fmt: skip
     if o.role == "teacher":
         base = o.base_plans or "nnUNetPlans"

@@ -126,30 +126,35 @@ class ACT:
         _in_range(self, 1e-3, 1, "share")
         if self.end <= self.start:
             raise KDError(f'"{SECTION}.act": end ({self.end}) must lie after start ({self.start})')
-        if self.reconstruction + self.semantic + self.consistency + self.decoded == 0:
-            raise KDError(f'"{SECTION}.act": all four weights are 0, so the MSAN would never train; raise one')
+        if self.reconstruction + self.semantic + self.consistency + self.decoded + self.alignment == 0:
+            raise KDError(f'"{SECTION}.act": all weights are 0, so the MSAN would never train; raise one')
 
 
 @dataclass(frozen=True)
 class KD:
-    """Logit distillation. ``target``: the teacher's prediction on the anchor, or on the view the student sees."""
+    """Logit distillation. ``target``: the teacher's prediction on the anchor, or on the view the student sees.
+
+    ``balance`` takes that power of the classes' frequencies out of the teacher's prediction (0: as it is).
+    """
 
     weight: float = 1.0
     temperature: float = 1.0
     target: str = "view"
+    balance: float = 0.0
 
     def check(self) -> None:
         _in_range(self, 1e-9, 1e4, "weight")
         _in_range(self, 1e-2, 100, "temperature")
+        _in_range(self, 0, 1, "balance")
         _one_of(self, ("anchor", "view"), "target")
 
 
 @dataclass(frozen=True)
 class Graph:
-    """One of DCGD's two graphs."""
+    """One of DCGD's two graphs. ``tau`` is the softmax's temperature (0.1 unless given)."""
 
     weight: float = 1.0
-    tau: float = 0.1
+    tau: float | None = None
     form: str = "softmax"
     nodes: str = "patch"
     centred: bool = False
@@ -157,7 +162,10 @@ class Graph:
 
     def check(self) -> None:
         _in_range(self, 1e-9, 1e4, "weight")
-        _in_range(self, 1e-3, 100, "tau")
+        if self.tau is not None:
+            _in_range(self, 1e-3, 100, "tau")
+            if self.form == "squared":
+                raise KDError(f'"{SECTION}.terms.intra/inter.tau" is set but form "squared" has no temperature: remove it')
         _one_of(self, ("softmax", "squared"), "form")
         _one_of(self, ("patch", "class"), "nodes")
         _one_of(self, ("anchor", "view"), "target")
@@ -172,10 +180,12 @@ class Cross:
     st: float = 1.0
     views: str = "same"
     share: float = 1.0
+    balance: float = 0.0
 
     def check(self) -> None:
         _in_range(self, 1e-9, 1e4, "weight")
         _in_range(self, 0, 1e4, "ts", "st")
+        _in_range(self, 0, 1, "balance")
         _in_range(self, 1e-3, 1, "share")
         _one_of(self, ("same", "cross"), "views")
         if self.ts + self.st == 0:
@@ -239,7 +249,8 @@ class Config:
         only_consistency = self.act is not None and not (self.act.reconstruction or self.act.semantic or self.act.decoded)
         if self.terms.need_msan and only_consistency and self.views is None:
             raise KDError(f'"{SECTION}.act": consistency between views is the only part that is on, but there are no views')
-        if self.views is not None and self.views.student_loss == "anchor" and not self.terms.need_msan:
+        read = self.terms.need_msan or self.terms.kd is not None
+        if self.views is not None and self.views.student_loss == "anchor" and not read:
             raise KDError(f'"{SECTION}.views" are drawn but nothing reads them: set "student_loss" to "all" or remove "views"')
         needs_views = [t for t in ("intra", "inter") if getattr(self.terms, t) is not None]
         if self.terms.cross is not None and self.terms.cross.views == "cross":
@@ -297,6 +308,11 @@ def read_config(plans: dict, trainer_preset: str | None, trainer_name: str) -> C
     config = _build(Config, merged, SECTION)
     if config.terms.need_msan:
         config = dataclasses.replace(config, msan=config.msan or MSAN(), act=config.act or ACT())
+        if config.msan.kind == "vector" and "class" in (g.nodes for g in (config.terms.intra, config.terms.inter) if g):
+            raise KDError(
+                f'"{SECTION}": nodes "class" need a vector that knows where it is, msan.kind "vector" does not: use "spatial" '
+                'or "map", or nodes "patch"'
+            )
     return config
 
 

@@ -18,7 +18,9 @@ from torch import nn
 
 from nnunet_kd.alignment import Alignment, AlignmentTrainer
 from nnunet_kd.config import Config, Graph
+from nnunet_kd.errors import KDError
 from nnunet_kd.losses import (
+    balanced_logits,
     class_prototypes,
     cross_prediction_loss,
     gather_with_gradient,
@@ -90,6 +92,11 @@ class Distiller:
         self.aligner: AlignmentTrainer | None = None
         if config.terms.need_msan:
             pairs = pair_stages(tables["teacher"], tables["student"], config.msan.stages)
+            if config.terms.cross is not None and all(pair.decoder for pair in pairs):
+                raise KDError(
+                    f'"nnunet_kd.terms.cross" swaps encoder stages, and msan.stages {config.msan.stages} has none: add one, '
+                    'such as "bottleneck", or set "cross" to null'
+                )
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
                 self.alignment = Alignment(config.msan, config.act, pairs, tables, patch_size, num_outputs, regions)
@@ -193,10 +200,12 @@ class Distiller:
         for name, graph in (("intra", intra_graph_loss), ("inter", inter_graph_loss)):
             term = getattr(settings, name)
             if term is not None:
-                nodes = zip(
-                    self._nodes("student", student, term, step), self._nodes("teacher", teacher, term, step), strict=True
-                )
-                values = [graph(s, t, term.tau, term.form, gather=gather_with_gradient, centred=term.centred) for s, t in nodes]
+                tau = term.tau or 0.1
+                nodes = (self._nodes(n, z, term, step) for n, z in (("student", student), ("teacher", teacher)))
+                values = [
+                    graph(s, t, tau, term.form, gather=gather_with_gradient, centred=term.centred)
+                    for s, t in zip(*nodes, strict=True)
+                ]
                 found[name] = (self.weight(name, step.progress), torch.stack(values).mean())
         if settings.cross is not None:
             weight, cross = self.weight("cross", step.progress), settings.cross
@@ -252,9 +261,12 @@ class Distiller:
         seen = student.shape[0] // step.batch
         if settings.target == "anchor":
             teacher = _repeat(teacher[: step.batch], seen)
+        teacher = teacher[: student.shape[0]]
         if mask is not None:
             mask = _repeat(mask, seen)
-        return logit_kd(student, teacher[: student.shape[0]], settings.temperature, self.regions, mask)
+        if settings.balance:
+            teacher = balanced_logits(teacher, settings.balance, self.regions, mask)
+        return logit_kd(student, teacher, settings.temperature, self.regions, mask)
 
     def _teacher_sees_views(self, phase: str) -> bool:
         """Whether any active part reads the teacher on the views; the anchor is enough for most cross-view settings."""
@@ -305,7 +317,10 @@ class Distiller:
 
     def _against_teacher(self, step: Step, crossed: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
         mask = None if step.mask is None else step.mask[anchors]
-        return cross_prediction_loss(crossed, step.teacher_logits[anchors], self.regions, mask)
+        target, balance = step.teacher_logits[anchors], self.config.terms.cross.balance
+        if balance:
+            target = balanced_logits(target, balance, self.regions, mask)
+        return cross_prediction_loss(crossed, target, self.regions, mask)
 
 
 def _repeat(x: torch.Tensor, times: int) -> torch.Tensor:

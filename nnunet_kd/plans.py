@@ -65,10 +65,12 @@ def preprocessed_folder(dataset: str | int) -> Path:
 
 
 def make_schedule(
-    iterations: int | None, epochs: int | None, base: Schedule | None = None, cpu_precision: str | None = None
-) -> Schedule:
+    iterations: int | None, epochs: int | None, base: Schedule | None = None, cpu_precision: str | None = None,
+    initial_lr: float | None = None,
+) -> Schedule:  # fmt: skip
     """A schedule of about ``iterations`` training steps, by default in epochs of about 50 steps (nnU-Net: 1000 x 250)."""
-    base = replace(base or Schedule(), **({"cpu_precision": cpu_precision} if cpu_precision else {}))
+    given = {"cpu_precision": cpu_precision, "initial_lr": initial_lr}
+    base = replace(base or Schedule(), **{k: v for k, v in given.items() if v is not None})
     if iterations is None:
         return base if epochs is None else replace(base, epochs=epochs)
     if iterations < 1 or (epochs is not None and epochs < 1):
@@ -94,6 +96,7 @@ def plan_teacher(
     iterations: int | None = None,
     epochs: int | None = None,
     cpu_precision: str | None = None,
+    initial_lr: float | None = None,
     seed: int = 0,
     name: str | None = None,
     overwrite: bool = False,
@@ -116,7 +119,7 @@ def plan_teacher(
         if batch_size < 1:
             raise KDError(f"--batch-size {batch_size} must be at least 1")
         config["batch_size"] = batch_size
-    schedule = make_schedule(iterations, epochs, cpu_precision=cpu_precision)
+    schedule = make_schedule(iterations, epochs, None, cpu_precision, initial_lr)
     plans["configurations"] = {configuration: config}
     plans["plans_name"] = plans_name(name or TEACHER_PLANS, seed)
     plans[SECTION] = {"role": "teacher", "seed": seed, "schedule": to_dict(schedule)}
@@ -136,6 +139,7 @@ def plan_student(
     iterations: int | None = None,
     epochs: int | None = None,
     cpu_precision: str | None = None,
+    initial_lr: float | None = None,
     seed: int = 0,
     preset: str | None = None,
     teacher_fold: int | str = "same",
@@ -174,7 +178,7 @@ def plan_student(
     wide = kwargs["features_per_stage"]
     _set_features(config, list(features) if features else [max(min_features, round(f * width)) for f in wide])
     base = model.plans.get(SECTION, {}).get("schedule")
-    schedule = make_schedule(iterations, epochs, Schedule(**base) if base else None, cpu_precision)
+    schedule = make_schedule(iterations, epochs, Schedule(**base) if base else None, cpu_precision, initial_lr)
     settings = describe_teacher(model, _relative_to_results(model), teacher_fold, teacher_checkpoint)
     plans["configurations"] = {configuration: config}
     plans["plans_name"] = plans_name(name or STUDENT_PLANS, seed)

@@ -17,12 +17,12 @@ _PAPER: dict[str, Any] = {
 _INTRA: dict[str, Any] = {"intra": {"weight": 1.0}}
 _INTER: dict[str, Any] = {"inter": {"weight": 1.0}}
 _CROSS: dict[str, Any] = {"cross": {"weight": 1.0, "views": "same"}}
-_STRONG: dict[str, Any] = {"preset": "strong", "count": 1, "student_loss": "all"}
+_STRONG: dict[str, Any] = {"preset": "strong", "count": 1, "student_loss": "anchor"}
 
 PRESETS: dict[str, dict[str, Any]] = {
     # controls
     "student": {},
-    "views-only": {"views": _STRONG},
+    "views-only": {"views": {**_STRONG, "student_loss": "all"}},
     "kd": {"terms": {"kd": {"weight": 1.0}}},
     "kd+views": {"views": _STRONG, "terms": {"kd": {"weight": 1.0, "target": "anchor"}}},
     # the paper's ablation columns

@@ -117,10 +117,10 @@ def pair_stages(teacher: StageTable, student: StageTable, wanted: Sequence[str |
     Raises:
         KDError: no common stride for a wanted stage.
     """
+    # of several stages at one resolution, the last: its feature has seen the others'
+    of_teacher, of_student = ({stride: i for i, stride in enumerate(table.strides)} for table in (teacher, student))
     common = [
-        StagePair("x".join(map(str, stride)), teacher.strides.index(stride), i)
-        for i, stride in enumerate(student.strides)
-        if stride in teacher.strides
+        StagePair("x".join(map(str, stride)), of_teacher[stride], i) for stride, i in of_student.items() if stride in of_teacher
     ]
     if not common:
         raise KDError(

@@ -73,7 +73,7 @@ def test_a_bad_section_is_one_line_that_names_the_key(section, message):
 
 def test_views_that_nothing_reads_are_an_error():
     with pytest.raises(KDError, match="nothing reads"):
-        read_config(plans(views={"student_loss": "anchor"}, terms={"kd": {"target": "view"}}), "kd+views", "T")
+        read_config(plans(views={"student_loss": "anchor"}), "views-only", "T")
 
 
 def test_plans_without_section_name_the_plan_command():

@@ -4,54 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import network, plans
-
-from nnunet_kd.config import read_config
-from nnunet_kd.distiller import Distiller
-from nnunet_kd.stages import encode, stage_table
-from nnunet_kd.teacher import FrozenTeacher
-
-SIZE = 16
-
-
-def setup(preset: str, dims: int = 2, regions: bool = False, batch: int = 2, **section):
-    torch.manual_seed(0)
-    teacher, student = network(dims, (8, 16, 16)), network(dims, (4, 4, 8))
-    tables = {"teacher": stage_table(teacher), "student": stage_table(student)}
-    config = read_config(plans(ramp=0, **section), preset, "test")
-    distiller = Distiller(
-        config,
-        student,
-        tables if config.terms.need_msan else None,
-        [SIZE] * dims,
-        2,
-        regions,
-        [False],
-        torch.device("cpu"),
-    )
-    distiller.attach(FrozenTeacher(teacher))
-    data = torch.randn(batch, 1, *[SIZE] * dims)
-    labels = (torch.rand(batch, 1, *[SIZE] * dims) > 0.5).long()
-    onehot = torch.cat([labels == 0, labels == 1], 1).float()
-    return distiller, student, data, onehot
-
-
-def run(distiller, student, data, onehot, progress, mask=None):
-    step = distiller.prepare(data, onehot, mask, progress)
-    step.student_features = encode(student, step.data)
-    step.student_logits = student.decoder(step.student_features)
-    return step, distiller.terms(step)
-
-
-def touched(module, value):
-    """Names of the parameters that a term's gradient reaches (non-zero)."""
-    names, parameters = zip(*module.named_parameters(), strict=True)
-    gradients = torch.autograd.grad(value, parameters, allow_unused=True, retain_graph=True)
-    return {n for n, g in zip(names, gradients, strict=True) if g is not None and g.abs().max() > 0}
-
-
-def parts(names):
-    return {"encoder" if ".encoder." in f".{n}" or n.startswith("encoder") else "decoder" for n in names}
+from distilling import SIZE, run, setup, touched
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -4,7 +4,7 @@ from helpers import network
 from torch import nn
 
 from nnunet_kd.errors import KDError
-from nnunet_kd.stages import StageTap, StageTable, decode, encode, pair_stages, stage_table, swap
+from nnunet_kd.stages import StageTable, StageTap, decode, encode, pair_stages, stage_table, swap
 
 
 @pytest.mark.parametrize("dims", [2, 3])

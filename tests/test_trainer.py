@@ -9,52 +9,26 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from small_runs import known_trainers, make, same, stopped, student, weights
 
+from nnunet_kd import trainer as trainer_module
 from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.errors import KDError
-from nnunet_kd.plans import plan_student, plan_teacher
+from nnunet_kd.plans import plan_teacher
 
-TRAINERS = str(Path(__file__).parents[1] / "trainers")
 FINAL = "fold_0/checkpoint_final.pth"
 
 
 @pytest.fixture(autouse=True)
 def external_trainers(monkeypatch):
-    monkeypatch.setenv("nnUNet_extTrainer", TRAINERS)
-    # nnU-Net draws its picture anew every epoch, which takes longer than these epochs
-    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
-
-
-def make(name: str, plans: str, resume: bool = False, fold: int | str = 0):
-    trainer = get_trainer_from_args("950", "2d", fold, name, plans, resume, torch.device("cpu"))
-    maybe_load_checkpoint(trainer, resume, False)
-    return trainer
-
-
-def student(teacher, name, epochs=10, iterations=20, **section) -> str:
-    planned = plan_student(950, "2d", teacher, width=0.25, iterations=iterations, epochs=epochs, name=name, overwrite=True)
-    if section:
-        content = json.loads(planned.file.read_text())
-        content["nnunet_kd"].update(section)
-        planned.file.write_text(json.dumps(content))
-    return planned.plans_name
-
-
-def weights(trainer) -> dict:
-    return {k: v.clone() for k, v in trainer.network.state_dict().items()}
-
-
-def same(a: dict, b: dict) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    known_trainers(monkeypatch)
 
 
 @pytest.fixture(scope="module")
 def gkd(tiny_dataset, tiny_teacher):
     """A finished GKD training (10 epochs of 2 steps, all phases)."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("nnUNet_extTrainer", TRAINERS)
-        patch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
+        known_trainers(patch)
         trainer = make("nnUNetTrainerGKD", student(tiny_teacher, "KDfull"))
         trainer.run_training()
     return trainer
@@ -130,7 +104,8 @@ def test_another_seed_is_another_student(tiny_teacher):
 
 
 @pytest.mark.parametrize("trainer_name", ["nnUNetTrainerGKD", "nnUNetTrainerGKDPaper", "nnUNetTrainerScheduled"])
-def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainer_name):
+def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainer_name, monkeypatch):
+    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)  # drawn at every save, longer than an epoch here
     schedule = {"epochs": 10, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "save_every": 1}
     plans = student(tiny_teacher, "KDresume", schedule=schedule)
     whole = make(trainer_name, plans)
@@ -154,21 +129,6 @@ def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainer_n
         if "distiller" in extra:
             a, b = (s["distiller"].get("alignment", {}) for s in (state, extra))
             assert same(a, b)
-
-
-def stopped(trainer, epochs: int) -> None:
-    """Run some epochs as run_training does, and leave without ending the training."""
-    for _ in range(epochs):
-        trainer.on_epoch_start()
-        trainer.on_train_epoch_start()
-        outputs = [trainer.train_step(next(trainer.dataloader_train)) for _ in range(trainer.num_iterations_per_epoch)]
-        trainer.on_train_epoch_end(outputs)
-        with torch.no_grad():
-            trainer.on_validation_epoch_start()
-            outputs = [trainer.validation_step(next(trainer.dataloader_val)) for _ in
-                       range(trainer.num_val_iterations_per_epoch)]  # fmt: skip
-            trainer.on_validation_epoch_end(outputs)
-        trainer.on_epoch_end()
 
 
 def test_frozen_msans_do_not_change_after_act_and_joint_ones_do(tiny_teacher):

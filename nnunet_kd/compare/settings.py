@@ -29,6 +29,7 @@ class TeacherSettings:
     patch_size: list | None = None
     batch_size: int | None = None
     features: list | None = None
+    initial_lr: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class StudentSettings:
 
     features: list
     iterations: int
+    initial_lr: float | None = None
 
 
 @dataclass(frozen=True)

@@ -37,12 +37,17 @@ def intra_graph_loss(
         form: "softmax" for ``KL(teacher row || student row)``, mean over rows; "squared" for the mean squared
             difference of the cosines. Rows of one edge (K = B = 1) take the squared form: their softmax is constant.
         gather: applied to both before the graph is built, e.g. :func:`gather_with_gradient`.
-        centred: subtract each model's mean vector first. Vectors that share a large mean have nearly equal cosines.
+        centred: subtract each model's mean vector first. Vectors that share a large mean have nearly equal cosines. Below
+            three nodes per view nothing is subtracted: all that were left is one direction, or noise.
+
+    No nodes at all (class nodes of a batch without any class) give 0.
 
     Raises:
         ValueError: no views (K = 0), vectors that do not fit each other, an unknown form.
     """
     student, teacher = _prepare(student, teacher, form, gather, centred)
+    if student.numel() == 0:
+        return student.sum()
     return _compare(_star(student), _star(teacher), tau, form)
 
 
@@ -56,6 +61,8 @@ def inter_graph_loss(
     One row per vector, one edge per other vector; self is excluded. Arguments as in :func:`intra_graph_loss`.
     """
     student, teacher = _prepare(student, teacher, form, gather, centred)
+    if student.numel() == 0:
+        return student.sum()
     return _compare(_complete(student), _complete(teacher), tau, form)
 
 
@@ -135,7 +142,7 @@ def _prepare(student: Tensor, teacher: Tensor, form: str, gather: Gather | None,
     teacher = teacher.detach()
     if gather is not None:
         student, teacher = gather(student), gather(teacher)
-    if centred:
+    if centred and student.shape[1] >= 3:
         student, teacher = (z - z.mean((0, 1)) for z in (student, teacher))
     # eps far above float32's smallest: the gradient at a vanishing vector grows with 1/eps
     return F.normalize(student, dim=-1, eps=1e-6), F.normalize(teacher, dim=-1, eps=1e-6)

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from nnunet_kd.losses.precision import full_precision
 
+_SMALLEST_PRIOR = 1e-4
+
 
 @full_precision
 def logit_kd(
@@ -49,6 +51,32 @@ def logit_kd(
         raise ValueError(f"mask {tuple(mask.shape)} must be (B, 1, *S) for logits {tuple(student.shape)}")
     weight = mask[:, 0].to(per_pixel.dtype)
     return (per_pixel * weight).sum() / weight.sum().clamp_min(torch.finfo(weight.dtype).eps)
+
+
+@full_precision
+def balanced_logits(logits: Tensor, balance: float, regions: bool = False, mask: Tensor | None = None) -> Tensor:
+    """A teacher's logits with the ``balance``-th power of its mean prediction divided out of the probabilities.
+
+    A rare class is what a network drops first where the image gets unclear: on another site's images a teacher misses far
+    more vessel than it invents. At ``balance`` 1 every class is as likely as any other before the image is looked at.
+
+    Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, there on the student's own logits and with
+    the frequencies of the training set; here on the teacher's, with the frequencies of its predictions on this batch.
+
+    Args:
+        logits: `(B, C, *S)`.
+        regions: each channel against its own complement.
+        mask: `(B, 1, *S)`, true where the pixel counts for the frequencies.
+    """
+    axes = [0, *range(2, logits.ndim)]
+    probabilities = logits.sigmoid() if regions else logits.softmax(1)
+    if mask is None:
+        prior = probabilities.mean(axes, keepdim=True)
+    else:
+        prior = (probabilities * mask).sum(axes, keepdim=True) / mask.sum().clamp_min(1)
+    # a class the teacher does not see at all in the batch must not be made up
+    prior = prior.clamp(_SMALLEST_PRIOR, 1 - _SMALLEST_PRIOR)
+    return logits - balance * (torch.logit(prior) if regions else prior.log())
 
 
 def _softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
