@@ -203,6 +203,7 @@ class Terms:
 
     @property
     def need_msan(self) -> bool:
+        """Whether a term reads semantic vectors."""
         return self.intra is not None or self.inter is not None or self.cross is not None
 
     @property
@@ -225,6 +226,11 @@ class Config:
     act: ACT | None = None
     terms: Terms = field(default_factory=Terms)
 
+    @property
+    def need_alignment(self) -> bool:
+        """Whether MSANs are trained: for a term, or, with "msan" but no such term, as a probe that only FSD reads."""
+        return self.terms.need_msan or self.msan is not None
+
     def check(self) -> None:
         _one_of(self, ("teacher", "student"), "role")
         _in_range(self, 0, 1, "ramp")
@@ -235,21 +241,23 @@ class Config:
                 f'terms {self.terms.active} need a teacher, and "{SECTION}.teacher" is missing: '
                 "write the plans with `nnunet-kd plan DATASET -c CONFIGURATION --teacher FOLDER`"
             )
-        unused = [name for name in ("msan", "act") if getattr(self, name) is not None and not self.terms.need_msan]
+        unused = ["act"] if self.act is not None and not self.need_alignment else []
+        if self.msan is not None and not self.terms.active:
+            unused.append("msan")
         if unused:
             raise KDError(
-                f'"{SECTION}.{unused[0]}" is set but no active term (intra, inter, cross) reads it: '
-                "remove it or switch a term on"
+                f'"{SECTION}.{unused[0]}" is set but nothing reads it: remove it, or switch a term on (intra, inter, cross; '
+                'or "msan" beside "kd", to have semantic vectors for FSD)'
             )
-        if self.terms.need_msan and self.act is not None and self.act.end >= 1:
+        if self.need_alignment and self.act is not None and self.act.end >= 1:
             raise KDError(f'"{SECTION}.act.end" is {self.act.end}: no time is left to distil; use less than 1')
-        if self.terms.need_msan and self.act is not None and self.act.semantic > 0 and self.act.start == 0:
+        if self.need_alignment and self.act is not None and self.act.semantic > 0 and self.act.start == 0:
             raise KDError(f'"{SECTION}.act": the semantic autoencoder trains before "start", which is 0; raise start or set '
                           '"semantic" to 0')  # fmt: skip
         only_consistency = self.act is not None and not (self.act.reconstruction or self.act.semantic or self.act.decoded)
-        if self.terms.need_msan and only_consistency and self.views is None:
+        if self.need_alignment and only_consistency and self.views is None:
             raise KDError(f'"{SECTION}.act": consistency between views is the only part that is on, but there are no views')
-        read = self.terms.need_msan or self.terms.kd is not None
+        read = self.need_alignment or self.terms.kd is not None
         if self.views is not None and self.views.student_loss == "anchor" and not read:
             raise KDError(f'"{SECTION}.views" are drawn but nothing reads them: set "student_loss" to "all" or remove "views"')
         needs_views = [t for t in ("intra", "inter") if getattr(self.terms, t) is not None]
@@ -306,7 +314,7 @@ def read_config(plans: dict, trainer_preset: str | None, trainer_name: str) -> C
         # the undistilled control shares the student's plans: the teacher stands there but is not used
         merged = {k: v for k, v in merged.items() if k not in ("views", "msan", "act", "terms")}
     config = _build(Config, merged, SECTION)
-    if config.terms.need_msan:
+    if config.need_alignment:
         config = dataclasses.replace(config, msan=config.msan or MSAN(), act=config.act or ACT())
         if config.msan.kind == "vector" and "class" in (g.nodes for g in (config.terms.intra, config.terms.inter) if g):
             raise KDError(

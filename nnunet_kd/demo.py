@@ -32,7 +32,7 @@ DESCRIPTIONS = {
     "teacher": "full-width nnU-Net",
     "student": "light student without a teacher",
     "kd": "light student with logit distillation (Hinton)",
-    "gkd": "light student with GKD, default preset",
+    "gkd": "light student, default preset of GKD",
 }
 
 
@@ -183,11 +183,11 @@ def _plan_steps(out: Path, work: Path, seed: int, scale: Scale) -> list[Step]:
              "--epochs", str(scale.epochs), "--seed", str(seed)]),
         Step("train teacher", 130, train("teacher")),
         Step("plan student", 2, [*plan, "--teacher", str(trained["teacher"].relative_to(work / "results")),
-             "--width", str(scale.width), "--iterations", str(scale.student_iterations),
+             "--width", str(scale.width), "--initial-lr", "0.1", "--iterations", str(scale.student_iterations),
              "--epochs", str(scale.epochs), "--seed", str(seed)]),
         Step("train student", 45, train("student")),
         Step("train kd", 75, train("kd")),
-        Step("train gkd", 190, train("gkd")),
+        Step("train gkd", 120, train("gkd")),
     ]  # fmt: skip
     for name in TRAINERS:
         steps.append(Step(f"export {name}", 2, ["nnunet-kd", "export", str(trained[name]), "-o", str(models / name),

@@ -90,7 +90,7 @@ class Distiller:
         self.views = Views(config.views.preset, keep_zero) if config.views else None
         self.alignment: Alignment | None = None
         self.aligner: AlignmentTrainer | None = None
-        if config.terms.need_msan:
+        if config.need_alignment:
             pairs = pair_stages(tables["teacher"], tables["student"], config.msan.stages)
             if config.terms.cross is not None and all(pair.decoder for pair in pairs):
                 raise KDError(

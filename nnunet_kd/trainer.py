@@ -153,7 +153,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
 
     def _build_distiller(self) -> None:
         tables, settings = None, self.kd.teacher
-        if self.kd.terms.need_msan:
+        if self.kd.need_alignment:
             stages = settings.stages
             teacher = StageTable.from_lists(stages.family, stages.channels, stages.strides)
             tables = {"teacher": teacher, "student": stage_table(self.network)}

@@ -21,7 +21,7 @@ def setup(preset: str, dims: int = 2, regions: bool = False, batch: int = 2, sup
     distiller = Distiller(
         config,
         student,
-        tables if config.terms.need_msan else None,
+        tables if config.need_alignment else None,
         [SIZE] * dims,
         2,
         regions,

@@ -12,11 +12,11 @@ from nnunet_kd.presets import PRESETS
 def test_every_preset_is_valid_and_needs_what_it_says(preset):
     config = read_config(plans(preset=preset), None, "nnUNetTrainerDistillation")
     assert config.preset == preset
-    assert (config.msan is not None) == config.terms.need_msan == (config.act is not None)
+    assert (config.msan is not None) == config.need_alignment == (config.act is not None)
 
 
 def test_the_section_overrides_the_preset_key_by_key():
-    config = read_config(plans(terms={"kd": {"weight": 0.5}, "cross": None}), "default", "nnUNetTrainerGKD")
+    config = read_config(plans(terms={"kd": {"weight": 0.5}, "cross": None}), "cross-view", "nnUNetTrainerX")
     assert config.terms.kd.weight == 0.5
     assert config.terms.kd.target == "anchor"  # from the preset
     assert config.terms.cross is None and config.terms.intra is not None
@@ -59,15 +59,15 @@ BAD = [
     ({"teacher": {k: v for k, v in TEACHER.items() if k != "folder"}}, "teacher.folder.*missing"),
     ({"role": "teacher"}, "role teacher"),
     ({"preset": "nope"}, "known presets"),
-    ({"preset": "paper"}, 'preset "paper".*nnUNetTrainerGKD.*"default"'),
-    ({"terms": {"intra": None, "inter": None, "cross": None}}, '"nnunet_kd.msan" is set but no active term'),
+    ({"preset": "paper"}, 'preset "paper".*nnUNetTrainerX.*"cross-view"'),
+    ({"terms": {"kd": None, "intra": None, "inter": None, "cross": None}}, '"nnunet_kd.msan" is set but nothing reads it'),
 ]
 
 
 @pytest.mark.parametrize(("section", "message"), BAD)
 def test_a_bad_section_is_one_line_that_names_the_key(section, message):
     with pytest.raises(KDError, match=message) as error:
-        read_config(plans(**section), "default", "nnUNetTrainerGKD")
+        read_config(plans(**section), "cross-view", "nnUNetTrainerX")
     assert "\n" not in str(error.value)
 
 
@@ -78,7 +78,7 @@ def test_views_that_nothing_reads_are_an_error():
 
 def test_plans_without_section_name_the_plan_command():
     with pytest.raises(KDError, match="nnunet-kd plan.*-p nnUNetKDPlans"):
-        read_config({"plans_name": "nnUNetPlans"}, "default", "nnUNetTrainerGKD")
+        read_config({"plans_name": "nnUNetPlans"}, "cross-view", "nnUNetTrainerX")
 
 
 def test_a_trainer_without_preset_needs_one_in_the_plans():

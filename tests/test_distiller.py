@@ -8,11 +8,11 @@ from distilling import SIZE, run, setup, touched
 
 
 @pytest.mark.parametrize("dims", [2, 3])
-@pytest.mark.parametrize("preset", ["paper", "default"])
+@pytest.mark.parametrize("preset", ["paper", "cross-view"])
 def test_every_term_is_finite_and_non_zero_at_batch_2_and_trains_the_student_only(preset, dims):
     distiller, student, data, onehot = setup(preset, dims)
     step, terms = run(distiller, student, data, onehot, progress=0.9)
-    expected = {"intra", "inter", "cross_ts", "cross_st"} | ({"kd"} if preset == "default" else set())
+    expected = {"intra", "inter", "cross_ts", "cross_st"} | ({"kd"} if preset == "cross-view" else set())
     assert set(terms) == expected
     for name, (weight, value) in terms.items():
         assert weight > 0 and torch.isfinite(value) and value > 0, name
@@ -48,7 +48,7 @@ def test_graphs_train_the_encoder_only(name):
 
 
 def test_phases_switch_terms_on_in_their_order():
-    distiller, student, data, onehot = setup("default")
+    distiller, student, data, onehot = setup("cross-view")
     assert set(run(distiller, student, data, onehot, 0.0)[1]) == {"kd"}
     assert distiller.phase(0.0) == "warm-up" and distiller.phase(0.2) == "act" and distiller.phase(0.3) == "distil"
     step, terms = run(distiller, student, data, onehot, 0.2)
@@ -86,7 +86,7 @@ def test_act_lowers_the_reconstruction_error_and_frozen_msans_stay_as_they_are()
 
 
 def test_joint_msans_go_on_training():
-    distiller, student, data, onehot = setup("default")
+    distiller, student, data, onehot = setup("cross-view")
     before = copy.deepcopy(distiller.alignment.msans.state_dict())
     step, _ = run(distiller, student, data, onehot, 0.9)
     assert distiller.align(step)
@@ -110,7 +110,7 @@ def test_kd_is_zero_for_a_student_that_predicts_like_its_teacher():
 
 
 def test_an_ignore_mask_takes_pixels_out_of_every_pixel_term():
-    distiller, student, data, onehot = setup("default")
+    distiller, student, data, onehot = setup("cross-view")
     mask = torch.zeros(2, 1, SIZE, SIZE, dtype=torch.bool)
     _, terms = run(distiller, student, data, onehot, 0.9, mask)
     assert all(terms[k][1] == 0 for k in ("kd", "cross_ts", "cross_st"))
@@ -118,25 +118,25 @@ def test_an_ignore_mask_takes_pixels_out_of_every_pixel_term():
 
 
 def test_regions_use_the_sigmoid_form():
-    distiller, student, data, onehot = setup("default", regions=True)
+    distiller, student, data, onehot = setup("cross-view", regions=True)
     _, terms = run(distiller, student, data, onehot, 0.9)
     assert all(torch.isfinite(v) and v > 0 for _, v in terms.values())
     assert distiller.align(run(distiller, student, data, onehot, 0.2)[0])
 
 
 def test_views_leave_the_global_random_numbers_alone():
-    distiller, _, data, onehot = setup("default")
+    distiller, _, data, onehot = setup("cross-view")
     state = torch.get_rng_state()
     distiller.prepare(data, onehot, None, 0.5)
     assert torch.equal(state, torch.get_rng_state())
 
 
 def test_the_state_restores_msans_optimizers_and_the_views_generator():
-    distiller, student, data, onehot = setup("default")
+    distiller, student, data, onehot = setup("cross-view")
     step, _ = run(distiller, student, data, onehot, 0.2)
     distiller.align(step)
     state = copy.deepcopy(distiller.state_dict())
-    other, *_ = setup("default", seed=5)
+    other, *_ = setup("cross-view", seed=5)
     other.load_state_dict(state)
     assert torch.equal(other.prepare(data, onehot, None, 0.0).data, distiller.prepare(data, onehot, None, 0.0).data)
     step, _ = run(distiller, student, data, onehot, 0.2)
