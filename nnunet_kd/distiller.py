@@ -21,6 +21,7 @@ from nnunet_kd.config import Config, Graph
 from nnunet_kd.errors import KDError
 from nnunet_kd.losses import (
     balanced_logits,
+    class_frequencies,
     class_prototypes,
     cross_prediction_loss,
     gather_with_gradient,
@@ -31,6 +32,7 @@ from nnunet_kd.losses import (
 from nnunet_kd.stages import StageTable, StageTap, decode, encode, pair_stages, swap
 from nnunet_kd.views import Views
 
+_FREQUENCY_MOMENTUM = 0.05
 QUALITY = ("reconstruction", "consistency", "agreement")
 
 
@@ -87,6 +89,7 @@ class Distiller:
         rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         # a generator of their own: drawing views leaves the loader's random numbers, and so the batches, as they are
         self.generator = torch.Generator(device=device).manual_seed(config.seed + 1_000_003 * (rank + 1))
+        self.frequencies: torch.Tensor | None = None
         self.views = Views(config.views.preset, keep_zero) if config.views else None
         self.alignment: Alignment | None = None
         self.aligner: AlignmentTrainer | None = None
@@ -183,7 +186,22 @@ class Distiller:
                 step.teacher_logits = decode(self.teacher.network, features)
             else:
                 step.teacher_logits = self.teacher(seen)
+            self._observe_frequencies(step)
         return step
+
+    def _observe_frequencies(self, step: Step) -> None:
+        """How often the teacher predicts each class on the anchors, as a running mean."""
+        settings = self.config.terms
+        if not any(t is not None and t.balance for t in (settings.kd, settings.cross)):
+            return
+        now = class_frequencies(step.teacher_logits[: step.batch], self.regions, step.mask)
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(now)
+            now /= dist.get_world_size()
+        if self.frequencies is None:
+            self.frequencies = now
+        else:
+            self.frequencies = torch.lerp(self.frequencies, now, _FREQUENCY_MOMENTUM)
 
     def terms(self, step: Step) -> dict[str, tuple[float, torch.Tensor]]:
         """The terms that are on now: ``{name: (weight, value)}``. ``step`` must hold the student's logits and features."""
@@ -243,7 +261,7 @@ class Distiller:
 
     def state_dict(self) -> dict:
         """Everything an exact continuation needs, the teacher excepted."""
-        state = {"generator": self.generator.get_state()}
+        state = {"generator": self.generator.get_state(), "frequencies": self.frequencies}
         if self.alignment is not None:
             state["alignment"] = self.alignment.state_dict()
             state["optimizers"] = self.aligner.state_dict()
@@ -251,6 +269,7 @@ class Distiller:
 
     def load_state_dict(self, state: dict) -> None:
         self.generator.set_state(state["generator"].cpu())
+        self.frequencies = None if state.get("frequencies") is None else state["frequencies"].to(self.device)
         if self.alignment is not None:
             self.alignment.load_state_dict(state["alignment"])
             self.aligner.load_state_dict(state["optimizers"])
@@ -265,7 +284,7 @@ class Distiller:
         if mask is not None:
             mask = _repeat(mask, seen)
         if settings.balance:
-            teacher = balanced_logits(teacher, settings.balance, self.regions, mask)
+            teacher = balanced_logits(teacher, self.frequencies, settings.balance, self.regions)
         return logit_kd(student, teacher, settings.temperature, self.regions, mask)
 
     def _teacher_sees_views(self, phase: str) -> bool:
@@ -319,7 +338,7 @@ class Distiller:
         mask = None if step.mask is None else step.mask[anchors]
         target, balance = step.teacher_logits[anchors], self.config.terms.cross.balance
         if balance:
-            target = balanced_logits(target, balance, self.regions, mask)
+            target = balanced_logits(target, self.frequencies, balance, self.regions)
         return cross_prediction_loss(crossed, target, self.regions, mask)
 
 

@@ -121,7 +121,7 @@ def printed_trainings(out: str) -> list[tuple[str, str]]:
 def test_plan_for_a_student_prints_costs_and_the_commands_to_train(tiny_dataset, tiny_teacher, capsys):
     relative = tiny_teacher.relative_to(tiny_dataset.results.parent)
     arguments = ["plan", 950, "-c", "2d", "--teacher", relative, "--width", 0.25, "--iterations", 40, "--epochs", 4]
-    assert run(*arguments, "--seed", 3, "--name", "CLIplans") == 0
+    assert run(*arguments, "--seed", 3, "--initial-lr", 0.002, "--name", "CLIplans") == 0
     out = capsys.readouterr().out
     file = tiny_dataset.preprocessed / "CLIplans_seed3.json"
     plans = json.loads(file.read_text())
@@ -133,6 +133,7 @@ def test_plan_for_a_student_prints_costs_and_the_commands_to_train(tiny_dataset,
         100 * count["student"] / count["teacher"], abs=0.01
     )
     assert plans["nnunet_kd"]["teacher"]["folder"] == str(relative)
+    assert plans["nnunet_kd"]["schedule"]["initial_lr"] == 0.002
     assert "export nnUNet_extTrainer=$(nnunet-kd trainers-path)" in out
     found = printed_trainings(out)
     assert found == [("CLIplans_seed3", "nnUNetTrainerGKD"), ("CLIplans_seed3", "nnUNetTrainerScheduled")]
@@ -153,10 +154,11 @@ def test_plan_with_a_preset_names_the_trainer_that_reads_it(tiny_dataset, tiny_t
 
 def test_plan_for_a_teacher(tiny_dataset, capsys):
     arguments = ["plan", 950, "-c", "2d", "--role", "teacher", "--patch-size", 16, 16, "--batch-size", 3, "--iterations", 30]
-    assert run(*arguments, "--name", "CLIteacher") == 0
+    assert run(*arguments, "--initial-lr", 0.003, "--name", "CLIteacher") == 0
     out = capsys.readouterr().out
     plans = json.loads((tiny_dataset.preprocessed / "CLIteacher.json").read_text())
     assert plans["configurations"]["2d"]["patch_size"] == [16, 16] and plans["configurations"]["2d"]["batch_size"] == 3
+    assert plans["nnunet_kd"]["schedule"]["initial_lr"] == 0.003
     assert re.search(r"^teacher +[\d,]+ +100.00%", out, re.MULTILINE) and "student" not in out
     assert printed_trainings(out) == [("CLIteacher", "nnUNetTrainerScheduled")] and "control" not in out
     read_config(plans, trainers.nnUNetTrainerScheduled.preset, "nnUNetTrainerScheduled")

@@ -290,6 +290,21 @@ def identity(rows: list[dict]) -> list[tuple]:
     return [(r["method"], r["seed"], r["dataset"], r["case"], r["config_hash"]) for r in rows]
 
 
+def test_learning_rates_of_the_file_reach_the_plans(lab):
+    def rates(**changes):
+        runs = {r.method: r for r in lab.plan(**changes).runs}
+        return [runs[m].plans["nnunet_kd"]["schedule"]["initial_lr"] for m in CONTENT["methods"]], runs["kd+views"].config_hash
+
+    plain, usual = rates()
+    own, other = rates(student={**CONTENT["student"], "initial_lr": 0.002})
+    assert plain == [0.01, 0.01] and own == [0.01, 0.002] and other != usual
+    # a student takes its teacher's, unless it has its own
+    teacher = {**CONTENT["teacher"], "initial_lr": 0.003}
+    assert rates(teacher=teacher)[0] == [0.003, 0.003]
+    assert rates(teacher=teacher, student={**CONTENT["student"], "initial_lr": 0.01})[0] == [0.003, 0.01]
+    assert rates(student={**CONTENT["student"], "initial_lr": 0.01})[1] == usual
+
+
 def test_a_comparison_from_nothing_then_skipped_then_only_what_is_missing(lab, capsys):
     rows = lab.compare()
     said = capsys.readouterr().out

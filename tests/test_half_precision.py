@@ -12,7 +12,9 @@ from small_runs import known_trainers, make, one_step, same, stopped, student, w
 
 from nnunet_kd import trainer as trainer_module
 from nnunet_kd.checkpoints import load_checkpoint
+from nnunet_kd.deploy.export import export_model
 from nnunet_kd.losses import class_prototypes, full_precision, inter_graph_loss
+from nnunet_kd.plans import plan_teacher
 
 TERMS = {n: {"weight": 1.0} for n in ("kd", "intra", "inter", "cross")}
 
@@ -89,6 +91,43 @@ def schedule(precision, epochs=10, iterations=1):
             "cpu_precision": precision}  # fmt: skip
 
 
+def channels_last(network) -> bool:
+    return all(p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters() if p.ndim == 4)
+
+
+@pytest.mark.parametrize(("precision", "features", "expected"), [
+    ("float32", [4, 4, 8], False), ("bfloat16", [4, 4, 8], True), ("bfloat16", [15, 32], True), ("bfloat16", [16, 32], False),
+])  # fmt: skip
+def test_narrow_networks_are_channels_last_under_bfloat16(tiny_dataset, precision, features, expected):
+    planned = plan_teacher(950, "2d", features=features, cpu_precision=precision, name="PlansLayout", overwrite=True)
+    trainer = make("nnUNetTrainerScheduled", planned.plans_name)
+    trainer.initialize()
+    assert channels_last(trainer.network) == expected
+    assert trainer.network.decoder.encoder is trainer.network.encoder
+
+
+def test_channels_last_changes_no_number_but_rounding(tiny_teacher):
+    plans = student(tiny_teacher, "KDlayout16", schedule=schedule("bfloat16"))
+    found = []
+    for narrow in (True, False):
+        trainer = make("nnUNetTrainerGKD", plans)
+        trainer.on_train_start()
+        if not narrow:
+            trainer.network.to(memory_format=torch.contiguous_format)
+        assert channels_last(trainer.network) == narrow
+        found.append([float(one_step(trainer, epoch)["loss"]) for epoch in (0, 1, 5)])
+    assert found[0] == pytest.approx(found[1], rel=0.02)
+
+
+def test_a_channels_last_training_is_exported_and_verified(tiny_teacher, tmp_path):
+    trainer = make("nnUNetTrainerGKD", student(tiny_teacher, "KDexport16", schedule=schedule("bfloat16", epochs=4)))
+    trainer.run_training()
+    assert channels_last(trainer.network)
+    out = export_model(trainer.output_folder_base, tmp_path / "MODEL")
+    exported = torch.load(out / "fold_0" / "checkpoint_final.pth", weights_only=True)["network_weights"]
+    assert same(exported, weights(trainer))
+
+
 def test_float32_leaves_nnunets_loss_and_step_as_they_are(tiny_teacher):
     trainer = make("nnUNetTrainerScheduled", student(tiny_teacher, "KDfull32", schedule=schedule("float32")))
     trainer.initialize()
@@ -132,6 +171,7 @@ def test_a_stopped_bfloat16_training_continues_to_the_same_result(tiny_teacher):
     plans = student(tiny_teacher, "KDresume16", **section)
     whole = make("nnUNetTrainerGKD", plans)
     whole.on_train_start()
+    assert channels_last(whole.network)
     stopped(whole, 6)
     logged = whole.logger.local_logger.my_fantastic_logging
     for stop in (2, 4):  # inside ACT, and while distilling
@@ -144,6 +184,7 @@ def test_a_stopped_bfloat16_training_continues_to_the_same_result(tiny_teacher):
         second = make("nnUNetTrainerGKD", plans, resume=True)
         assert second.current_epoch == stop
         second.on_train_start()
+        assert channels_last(second.network)
         stopped(second, 6 - stop)
         assert same(weights(second), weights(whole)), stop
         assert same(second.distiller.alignment.state_dict(), whole.distiller.alignment.state_dict()), stop

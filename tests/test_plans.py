@@ -3,6 +3,7 @@ import shutil
 
 import pytest
 
+from nnunet_kd.config import Schedule
 from nnunet_kd.errors import KDError
 from nnunet_kd.plans import make_schedule, plan_student, plan_teacher
 from nnunet_kd.teacher import read_model_folder
@@ -40,7 +41,7 @@ def test_teacher_plans_carry_schedule_seed_and_a_topology_that_fits_the_patch(ti
     assert planned.plans["nnunet_kd"] == {
         "role": "teacher", "seed": 2,
         "schedule": {"epochs": 2, "iterations_per_epoch": 60, "val_iterations_per_epoch": 12, "initial_lr": 0.01,
-                     "save_every": 5},
+                     "save_every": 5, "cpu_precision": "float32"},
     }  # fmt: skip
     assert architecture(plan_teacher(950, "2d", features=[4, 8], name="PlansU").plans)["n_stages"] == 2
 
@@ -49,6 +50,21 @@ def test_teacher_plans_carry_schedule_seed_and_a_topology_that_fits_the_patch(ti
 def test_schedules(iterations, epochs, total):
     schedule = make_schedule(iterations, epochs)
     assert schedule.epochs * schedule.iterations_per_epoch == total
+
+
+def test_the_learning_rate_reaches_the_schedule_and_a_student_takes_its_teachers(tiny_dataset, tiny_teacher):
+    def rate(planned):
+        return planned.plans["nnunet_kd"]["schedule"]["initial_lr"]
+
+    assert rate(plan_teacher(950, "2d", name="PlansR")) == 0.01
+    assert rate(plan_teacher(950, "2d", iterations=10, initial_lr=0.003, name="PlansR", overwrite=True)) == 0.003
+    assert rate(plan_student(950, "2d", tiny_teacher, initial_lr=0.002, name="PlansS")) == 0.002
+    assert make_schedule(10, None, Schedule(initial_lr=0.004)).initial_lr == 0.004
+    assert make_schedule(10, None, Schedule(initial_lr=0.004), None, 0.001).initial_lr == 0.001
+    with pytest.raises(KDError, match="initial_lr"):
+        plan_student(950, "2d", tiny_teacher, initial_lr=0.0, name="PlansS0")
+    with pytest.raises(KDError, match="initial_lr"):
+        plan_teacher(950, "2d", initial_lr=-1.0, name="PlansR0")
 
 
 def test_errors_name_the_fix(tiny_dataset, tiny_teacher, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from small_runs import one_step
 
 from nnunet_kd.paths import trainers_path
 from nnunet_kd.plans import plan_student
@@ -85,6 +86,20 @@ def test_volumes(volumes, trainer, kd, tmp_path):
     image = volumes[0].raw / "imagesTr" / "case_00_0000.nii.gz"
     predictor.predict_from_files_sequential([[str(image)]], [str(tmp_path / "case_00")])
     assert (tmp_path / "case_00.nii.gz").is_file()
+
+
+def test_narrow_volumes_step_in_bfloat16(volumes):
+    # channels_last is for images; a volume's weights have five axes
+    dataset, teacher = volumes
+    options = {"width": 0.5, "iterations": 10, "epochs": 10, "cpu_precision": "bfloat16"}
+    plan_student(dataset.id, dataset.configuration, teacher, **options, name="KDhalf3d")
+    device = torch.device("cpu")
+    trainer = get_trainer_from_args(str(dataset.id), dataset.configuration, 0, "nnUNetTrainerGKD", "KDhalf3d", device=device)
+    trainer.on_train_start()
+    assert all(p.is_contiguous() for p in trainer.network.parameters())
+    assert trainer.network.encoder.output_channels[0] < 16
+    for epoch in (0, 1, 5):
+        assert np.isfinite(one_step(trainer, epoch)["loss"])
 
 
 def test_overlapping_regions(make_dataset, train):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nnunet_kd.losses.precision import full_precision
 
-_SMALLEST_PRIOR = 1e-4
+_SMALLEST_FREQUENCY = 1e-4
 
 
 @full_precision
@@ -54,29 +54,33 @@ def logit_kd(
 
 
 @full_precision
-def balanced_logits(logits: Tensor, balance: float, regions: bool = False, mask: Tensor | None = None) -> Tensor:
-    """A teacher's logits with the ``balance``-th power of its mean prediction divided out of the probabilities.
+def class_frequencies(logits: Tensor, regions: bool = False, mask: Tensor | None = None) -> Tensor:
+    """Mean prediction per class `(C,)` of logits `(B, C, *S)` over the valid pixels (mask `(B, 1, *S)`) of the batch."""
+    axes = [0, *range(2, logits.ndim)]
+    probabilities = logits.sigmoid() if regions else logits.softmax(1)
+    if mask is None:
+        return probabilities.mean(axes)
+    return (probabilities * mask).sum(axes) / mask.sum().clamp_min(1)
+
+
+@full_precision
+def balanced_logits(logits: Tensor, frequencies: Tensor, balance: float, regions: bool = False) -> Tensor:
+    """A teacher's logits with the ``balance``-th power of the classes' frequencies divided out of the probabilities.
 
     A rare class is what a network drops first where the image gets unclear: on another site's images a teacher misses far
     more vessel than it invents. At ``balance`` 1 every class is as likely as any other before the image is looked at.
 
     Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, there on the student's own logits and with
-    the frequencies of the training set; here on the teacher's, with the frequencies of its predictions on this batch.
+    the frequencies of the annotations; here on the teacher's, with the frequencies of its own predictions.
 
     Args:
         logits: `(B, C, *S)`.
+        frequencies: `(C,)`, over many batches: those of a single batch without a class would conjure the class up.
         regions: each channel against its own complement.
-        mask: `(B, 1, *S)`, true where the pixel counts for the frequencies.
     """
-    axes = [0, *range(2, logits.ndim)]
-    probabilities = logits.sigmoid() if regions else logits.softmax(1)
-    if mask is None:
-        prior = probabilities.mean(axes, keepdim=True)
-    else:
-        prior = (probabilities * mask).sum(axes, keepdim=True) / mask.sum().clamp_min(1)
-    # a class the teacher does not see at all in the batch must not be made up
-    prior = prior.clamp(_SMALLEST_PRIOR, 1 - _SMALLEST_PRIOR)
-    return logits - balance * (torch.logit(prior) if regions else prior.log())
+    prior = frequencies.to(logits.dtype).clamp(_SMALLEST_FREQUENCY, 1 - _SMALLEST_FREQUENCY)
+    shift = torch.logit(prior) if regions else prior.log()
+    return logits - balance * shift.view(1, -1, *[1] * (logits.ndim - 2))
 
 
 def _softmax_kl(student: Tensor, teacher: Tensor) -> Tensor:
