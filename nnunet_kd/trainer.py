@@ -308,6 +308,12 @@ class nnUNetTrainerGKD(nnUNetTrainerDistillation):
     preset = "default"
 
 
+class nnUNetTrainerGKDCrossView(nnUNetTrainerDistillation):
+    """GKD with all terms in this project's form: student on strong views, teacher on the anchor, spatial MSANs."""
+
+    preset = "cross-view"
+
+
 class nnUNetTrainerGKDPaper(nnUNetTrainerDistillation):
     """GKD in the published form (see docs/methods.md for what is evidence and what is reconstruction)."""
 

@@ -29,7 +29,7 @@ def gkd(tiny_dataset, tiny_teacher):
     """A finished GKD training (10 epochs of 2 steps, all phases)."""
     with pytest.MonkeyPatch.context() as patch:
         known_trainers(patch)
-        trainer = make("nnUNetTrainerGKD", student(tiny_teacher, "KDfull"))
+        trainer = make("nnUNetTrainerGKDCrossView", student(tiny_teacher, "KDfull"))
         trainer.run_training()
     return trainer
 
@@ -66,7 +66,7 @@ def test_validation_and_prediction_need_no_teacher(gkd, tiny_dataset, tiny_teach
     away = tiny_teacher.with_name("moved_away")
     tiny_teacher.rename(away)
     try:
-        trainer = get_trainer_from_args("950", "2d", 0, "nnUNetTrainerGKD", "KDfull", False, torch.device("cpu"))
+        trainer = get_trainer_from_args("950", "2d", 0, "nnUNetTrainerGKDCrossView", "KDfull", False, torch.device("cpu"))
         maybe_load_checkpoint(trainer, False, True)  # as --val does
         assert same(weights(trainer), weights(gkd))
         predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
@@ -103,7 +103,9 @@ def test_another_seed_is_another_student(tiny_teacher):
     assert not same(weights(a), weights(b))
 
 
-@pytest.mark.parametrize("trainer_name", ["nnUNetTrainerGKD", "nnUNetTrainerGKDPaper", "nnUNetTrainerScheduled"])
+@pytest.mark.parametrize(
+    "trainer_name", ["nnUNetTrainerGKD", "nnUNetTrainerGKDCrossView", "nnUNetTrainerGKDPaper", "nnUNetTrainerScheduled"]
+)
 def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainer_name, monkeypatch):
     monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)  # drawn at every save, longer than an epoch here
     schedule = {"epochs": 10, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "save_every": 1}
@@ -132,7 +134,7 @@ def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainer_n
 
 
 def test_frozen_msans_do_not_change_after_act_and_joint_ones_do(tiny_teacher):
-    for name, frozen in (("nnUNetTrainerGKDPaper", True), ("nnUNetTrainerGKD", False)):
+    for name, frozen in (("nnUNetTrainerGKDPaper", True), ("nnUNetTrainerGKDCrossView", False)):
         trainer = make(name, student(tiny_teacher, "KDfrozen"))
         trainer.on_train_start()
         before = {k: v.clone() for k, v in trainer.distiller.alignment.msans.state_dict().items()}

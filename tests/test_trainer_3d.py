@@ -76,7 +76,7 @@ def volumes(make_dataset, train):
     return dataset, train(dataset)
 
 
-@pytest.mark.parametrize(("trainer", "kd"), [("nnUNetTrainerGKD", True), ("nnUNetTrainerGKDPaper", False)])
+@pytest.mark.parametrize(("trainer", "kd"), [("nnUNetTrainerGKDCrossView", True), ("nnUNetTrainerGKDPaper", False)])
 def test_volumes(volumes, trainer, kd, tmp_path):
     run = Run(*volumes, trainer)
     assert run.trainer.batch_size == 2 and run.trainer.configuration_manager.patch_size == [16, 16, 16]
@@ -94,7 +94,9 @@ def test_narrow_volumes_step_in_bfloat16(volumes):
     options = {"width": 0.5, "iterations": 10, "epochs": 10, "cpu_precision": "bfloat16"}
     plan_student(dataset.id, dataset.configuration, teacher, **options, name="KDhalf3d")
     device = torch.device("cpu")
-    trainer = get_trainer_from_args(str(dataset.id), dataset.configuration, 0, "nnUNetTrainerGKD", "KDhalf3d", device=device)
+    trainer = get_trainer_from_args(
+        str(dataset.id), dataset.configuration, 0, "nnUNetTrainerGKDCrossView", "KDhalf3d", device=device
+    )
     trainer.on_train_start()
     assert all(p.is_contiguous() for p in trainer.network.parameters())
     assert trainer.network.encoder.output_channels[0] < 16
@@ -104,7 +106,7 @@ def test_narrow_volumes_step_in_bfloat16(volumes):
 
 def test_overlapping_regions(make_dataset, train):
     dataset = make_dataset(967, "TrainRegions", foreground=2, regions=True)
-    run = Run(dataset, train(dataset), "nnUNetTrainerGKD")
+    run = Run(dataset, train(dataset), "nnUNetTrainerGKDCrossView")
     assert run.trainer.label_manager.has_regions and run.trainer.distiller.alignment.autoencoder.regions
     run.check(kd=True)
 
@@ -113,7 +115,7 @@ def test_overlapping_regions(make_dataset, train):
 def test_an_ignore_label(make_dataset, train, regions):
     options = {"foreground": 2, "regions": True} if regions else {}
     dataset = make_dataset(968 + regions, f"TrainIgnore{regions}", ignore=True, **options)
-    run = Run(dataset, train(dataset), "nnUNetTrainerGKD")
+    run = Run(dataset, train(dataset), "nnUNetTrainerGKDCrossView")
     run.check(kd=True)
     masks = torch.stack(run.masks)  # (10, B, 1, *S)
     assert masks.shape[2] == 1 and masks.dtype == torch.bool

@@ -1,0 +1,1 @@
+"""What bench_step.py and bench_views.py share."""

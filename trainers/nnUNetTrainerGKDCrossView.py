@@ -1,0 +1,5 @@
+"""Found by `nnUNetv2_train -tr nnUNetTrainerGKDCrossView` when nnUNet_extTrainer names this folder."""
+
+from nnunet_kd.trainer import nnUNetTrainerGKDCrossView
+
+__all__ = ["nnUNetTrainerGKDCrossView"]
