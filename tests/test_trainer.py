@@ -231,3 +231,18 @@ def test_impossible_stage_pairs_are_an_error_at_the_start(tiny_teacher):
     trainer = make("nnUNetTrainerGKD", plans)
     with pytest.raises(KDError, match="student stage 9 has no teacher stage"):
         trainer.initialize()
+
+
+def test_a_probe_leaves_the_student_as_it_is(tiny_teacher):
+    """MSANs that no term reads learn beside the student: its weights are those of a training without them, bit for bit."""
+    found = []
+    for name, section in (("KDprobe", {}), ("KDnoprobe", {"msan": None, "act": None})):
+        trainer = make("nnUNetTrainerGKD", student(tiny_teacher, name, **section))
+        assert (trainer.kd.msan is None) == bool(section)
+        trainer.on_train_start()
+        before = None if section else {k: v.clone() for k, v in trainer.distiller.alignment.msans.state_dict().items()}
+        stopped(trainer, 4)
+        if before is not None:
+            assert not same(before, trainer.distiller.alignment.msans.state_dict())
+        found.append(weights(trainer))
+    assert same(*found)
