@@ -105,7 +105,8 @@ def _add_plan(commands) -> None:
     p.add_argument("--role", choices=["student", "teacher"], default="student", help="default: student")
     folder = "student: the teacher's model folder TRAINER__PLANS__CONFIGURATION (relative to nnUNet_results or absolute)"
     p.add_argument("--teacher", metavar="FOLDER", help=folder)
-    p.add_argument("--teacher-fold", help='student: the teacher\'s fold: "same" (default), "all" or a number')
+    fold = 'student: the teacher\'s fold: "same" (default), "all" or a number; several are averaged (logits only)'
+    p.add_argument("--teacher-fold", nargs="+", metavar="FOLD", help=fold)
     p.add_argument("--teacher-checkpoint", metavar="FILE", help="student: default checkpoint_final.pth")
     p.add_argument("--width", type=float, help="student: factor on the teacher's features (default: 0.25)")
     p.add_argument("--features", type=int, nargs="+", help="features per stage; fewer than planned make a shallower network")
@@ -150,14 +151,17 @@ def _plan(o) -> None:
     else:
         if o.teacher is None:
             raise KDError("--teacher FOLDER is missing: name the trained teacher's model folder (or use --role teacher)")
-        fold = o.teacher_fold or "same"
+        folds = [int(f) if f.isdigit() else f for f in o.teacher_fold or ["same"]]
         width = 0.25 if o.width is None else o.width
         planned = plan_student(
-            o.dataset, o.configuration, o.teacher, width, preset=o.preset, teacher_fold=int(fold) if fold.isdigit() else fold,
+            o.dataset, o.configuration, o.teacher, width, preset=o.preset,
+            teacher_fold=folds if len(folds) > 1 else folds[0],
             teacher_checkpoint=o.teacher_checkpoint or "checkpoint_final.pth", **common,
         )  # fmt: skip
         # plans that name a preset do not fit a trainer that stands for another one, the control's included
-        trainers = ["nnUNetTrainerDistillation"] if o.preset else ["nnUNetTrainerGKD", "nnUNetTrainerScheduled"]
+        # and several folds have no features in common that MSANs could read
+        default = "nnUNetTrainerGKD" if len(folds) == 1 else "nnUNetTrainerKDViews"
+        trainers = ["nnUNetTrainerDistillation"] if o.preset else [default, "nnUNetTrainerScheduled"]
     print(cost_table(planned.costs))
     schedule = planned.plans["nnunet_kd"]["schedule"]
     print(f"\nwrote {planned.file}")

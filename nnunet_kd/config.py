@@ -8,17 +8,13 @@ nothing would read are errors, never silence.
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
-from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from nnunet_kd.config_checks import SECTION, at_least, build, in_range, merge, one_of
 from nnunet_kd.errors import KDError
+from nnunet_kd.loss_settings import LossSetting, read_losses
 from nnunet_kd.presets import PRESETS
-
-SECTION = "nnunet_kd"
 
 
 @dataclass(frozen=True)
@@ -37,9 +33,9 @@ class Schedule:
     cpu_precision: str = "float32"
 
     def check(self) -> None:
-        _at_least(self, 1, "epochs", "iterations_per_epoch", "val_iterations_per_epoch", "save_every")
-        _in_range(self, 1e-8, 10, "initial_lr")
-        _one_of(self, ("float32", "bfloat16"), "cpu_precision")
+        at_least(self, 1, "epochs", "iterations_per_epoch", "val_iterations_per_epoch", "save_every")
+        in_range(self, 1e-8, 10, "initial_lr")
+        one_of(self, ("float32", "bfloat16"), "cpu_precision")
 
 
 @dataclass(frozen=True)
@@ -62,12 +58,20 @@ class Teacher:
     configuration: str
     stages: TeacherStages
     plans_hash: str
-    fold: int | str = "same"
+    fold: int | str | list = "same"
     checkpoint: str = "checkpoint_final.pth"
 
     def check(self) -> None:
-        if isinstance(self.fold, str) and self.fold not in ("same", "all"):
-            raise KDError(f'"{SECTION}.teacher.fold" is "{self.fold}": use "same", "all" or a fold number')
+        for fold in self.folds:
+            if isinstance(fold, bool) or not (isinstance(fold, int) or fold in ("same", "all")):
+                raise KDError(f'"{SECTION}.teacher.fold" is {fold!r}: use "same", "all", a fold number or a list of these')
+        if not self.folds or len(set(map(str, self.folds))) < len(self.folds):
+            raise KDError(f'"{SECTION}.teacher.fold" is {self.fold}: name at least one fold, and each once')
+
+    @property
+    def folds(self) -> list:
+        """One fold, or the several whose predictions are averaged."""
+        return self.fold if isinstance(self.fold, list) else [self.fold]
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,9 @@ class Views:
     def check(self) -> None:
         from nnunet_kd.views import list_presets
 
-        _at_least(self, 1, "count")
-        _one_of(self, list_presets(), "preset")
-        _one_of(self, ("anchor", "all"), "student_loss")
+        at_least(self, 1, "count")
+        one_of(self, list_presets(), "preset")
+        one_of(self, ("anchor", "all"), "student_loss")
 
 
 @dataclass(frozen=True)
@@ -97,9 +101,9 @@ class MSAN:
     after_act: str = "frozen"
 
     def check(self) -> None:
-        _at_least(self, 1, "dim", "hidden")
-        _one_of(self, ("vector", "spatial", "map"), "kind")
-        _one_of(self, ("frozen", "joint"), "after_act")
+        at_least(self, 1, "dim", "hidden")
+        one_of(self, ("vector", "spatial", "map"), "kind")
+        one_of(self, ("frozen", "joint"), "after_act")
         if not self.stages or not all(isinstance(s, str | int) and not isinstance(s, bool) for s in self.stages):
             raise KDError(f'"{SECTION}.msan.stages" must list stages: "bottleneck", "all", encoder stage numbers, '
                           '"decoder" or "decoder0", "decoder1", ...')  # fmt: skip
@@ -120,10 +124,10 @@ class ACT:
     share: float = 1.0
 
     def check(self) -> None:
-        _in_range(self, 0, 1, "start", "end")
-        _in_range(self, 1e-8, 1, "lr")
-        _in_range(self, 0, 1e4, "reconstruction", "semantic", "consistency", "decoded", "alignment")
-        _in_range(self, 1e-3, 1, "share")
+        in_range(self, 0, 1, "start", "end")
+        in_range(self, 1e-8, 1, "lr")
+        in_range(self, 0, 1e4, "reconstruction", "semantic", "consistency", "decoded", "alignment")
+        in_range(self, 1e-3, 1, "share")
         if self.end <= self.start:
             raise KDError(f'"{SECTION}.act": end ({self.end}) must lie after start ({self.start})')
         if self.reconstruction + self.semantic + self.consistency + self.decoded + self.alignment == 0:
@@ -143,10 +147,10 @@ class KD:
     balance: float = 0.0
 
     def check(self) -> None:
-        _in_range(self, 1e-9, 1e4, "weight")
-        _in_range(self, 1e-2, 100, "temperature")
-        _in_range(self, 0, 1, "balance")
-        _one_of(self, ("anchor", "view"), "target")
+        in_range(self, 1e-9, 1e4, "weight")
+        in_range(self, 1e-2, 100, "temperature")
+        in_range(self, 0, 1, "balance")
+        one_of(self, ("anchor", "view"), "target")
 
 
 @dataclass(frozen=True)
@@ -161,14 +165,14 @@ class Graph:
     target: str = "view"
 
     def check(self) -> None:
-        _in_range(self, 1e-9, 1e4, "weight")
+        in_range(self, 1e-9, 1e4, "weight")
         if self.tau is not None:
-            _in_range(self, 1e-3, 100, "tau")
+            in_range(self, 1e-3, 100, "tau")
             if self.form == "squared":
                 raise KDError(f'"{SECTION}.terms.intra/inter.tau" is set but form "squared" has no temperature: remove it')
-        _one_of(self, ("softmax", "squared"), "form")
-        _one_of(self, ("patch", "class"), "nodes")
-        _one_of(self, ("anchor", "view"), "target")
+        one_of(self, ("softmax", "squared"), "form")
+        one_of(self, ("patch", "class"), "nodes")
+        one_of(self, ("anchor", "view"), "target")
 
 
 @dataclass(frozen=True)
@@ -183,11 +187,11 @@ class Cross:
     balance: float = 0.0
 
     def check(self) -> None:
-        _in_range(self, 1e-9, 1e4, "weight")
-        _in_range(self, 0, 1e4, "ts", "st")
-        _in_range(self, 0, 1, "balance")
-        _in_range(self, 1e-3, 1, "share")
-        _one_of(self, ("same", "cross"), "views")
+        in_range(self, 1e-9, 1e4, "weight")
+        in_range(self, 0, 1e4, "ts", "st")
+        in_range(self, 0, 1, "balance")
+        in_range(self, 1e-3, 1, "share")
+        one_of(self, ("same", "cross"), "views")
         if self.ts + self.st == 0:
             raise KDError(f'"{SECTION}.terms.cross": ts and st are both 0; raise one or set "cross" to null')
 
@@ -225,6 +229,17 @@ class Config:
     msan: MSAN | None = None
     act: ACT | None = None
     terms: Terms = field(default_factory=Terms)
+    losses: dict | None = None
+
+    @property
+    def loss_settings(self) -> list[LossSetting]:
+        """The losses between stages, checked."""
+        return read_losses(self.losses)
+
+    @property
+    def distils(self) -> list[str]:
+        """Everything that reads the teacher."""
+        return [*self.terms.active, *(f"losses.{s.place}.{s.name}" for s in self.loss_settings)]
 
     @property
     def need_alignment(self) -> bool:
@@ -232,17 +247,17 @@ class Config:
         return self.terms.need_msan or self.msan is not None
 
     def check(self) -> None:
-        _one_of(self, ("teacher", "student"), "role")
-        _in_range(self, 0, 1, "ramp")
+        one_of(self, ("teacher", "student"), "role")
+        in_range(self, 0, 1, "ramp")
         if not 0 <= self.seed < 2**31:
             raise KDError(f'"{SECTION}.seed" is {self.seed}: use a whole number from 0 to 2147483647')
-        if self.terms.active and self.teacher is None:
+        if self.distils and self.teacher is None:
             raise KDError(
-                f'terms {self.terms.active} need a teacher, and "{SECTION}.teacher" is missing: '
+                f'terms {self.distils} need a teacher, and "{SECTION}.teacher" is missing: '
                 "write the plans with `nnunet-kd plan DATASET -c CONFIGURATION --teacher FOLDER`"
             )
         unused = ["act"] if self.act is not None and not self.need_alignment else []
-        if self.msan is not None and not self.terms.active:
+        if self.msan is not None and not self.distils:
             unused.append("msan")
         if unused:
             raise KDError(
@@ -257,7 +272,7 @@ class Config:
         only_consistency = self.act is not None and not (self.act.reconstruction or self.act.semantic or self.act.decoded)
         if self.need_alignment and only_consistency and self.views is None:
             raise KDError(f'"{SECTION}.act": consistency between views is the only part that is on, but there are no views')
-        read = self.need_alignment or self.terms.kd is not None
+        read = self.need_alignment or self.distils
         if self.views is not None and self.views.student_loss == "anchor" and not read:
             raise KDError(f'"{SECTION}.views" are drawn but nothing reads them: set "student_loss" to "all" or remove "views"')
         needs_views = [t for t in ("intra", "inter") if getattr(self.terms, t) is not None]
@@ -265,8 +280,20 @@ class Config:
             needs_views.append("cross")
         if needs_views and self.views is None:
             raise KDError(f'terms {needs_views} need views, and "{SECTION}.views" is missing: add "views": {{"count": 2}}')
-        if self.terms.kd is not None and self.terms.kd.target == "anchor" and self.views is None:
-            raise KDError(f'"{SECTION}.terms.kd.target" is "anchor" but there are no views: remove the key')
+        targets = {f"losses.{s.place}.{s.name}": s.target for s in self.loss_settings}
+        if self.terms.kd is not None:
+            targets["terms.kd"] = self.terms.kd.target
+        for name, target in targets.items():
+            if target == "anchor" and self.views is None:
+                raise KDError(f'"{SECTION}.{name}.target" is "anchor" but there are no views: remove the key')
+        if self.teacher is not None and len(self.teacher.folds) > 1:
+            inside = [s for s in self.loss_settings if not s.on_logits]
+            if inside or self.need_alignment:
+                reads = f'"losses.{inside[0].place}"' if inside else "an MSAN"
+                raise KDError(
+                    f'"{SECTION}.teacher.fold" names {len(self.teacher.folds)} folds: their predictions can be averaged, not '
+                    f"their features, which {reads} reads: name one fold, or distil logits only"
+                )
 
 
 def read_config(plans: dict, trainer_preset: str | None, trainer_name: str) -> Config:
@@ -308,12 +335,12 @@ def read_config(plans: dict, trainer_preset: str | None, trainer_name: str) -> C
         raise KDError(
             f"these plans are a teacher's (role teacher), {trainer_name} trains students: use -tr nnUNetTrainerScheduled"
         )
-    merged = _merge(PRESETS[preset], section)
+    merged = merge(PRESETS[preset], section)
     merged["preset"] = preset
     if preset == "student":
         # the undistilled control shares the student's plans: the teacher stands there but is not used
-        merged = {k: v for k, v in merged.items() if k not in ("views", "msan", "act", "terms")}
-    config = _build(Config, merged, SECTION)
+        merged = {k: v for k, v in merged.items() if k not in ("views", "msan", "act", "terms", "losses")}
+    config = build(Config, merged, SECTION)
     if config.need_alignment:
         config = dataclasses.replace(config, msan=config.msan or MSAN(), act=config.act or ACT())
         if config.msan.kind == "vector" and "class" in (g.nodes for g in (config.terms.intra, config.terms.inter) if g):
@@ -327,80 +354,3 @@ def read_config(plans: dict, trainer_preset: str | None, trainer_name: str) -> C
 def to_dict(config: Any) -> dict:
     """A dataclass of this file as plain JSON-able data, without the keys that are None."""
     return {k: v for k, v in dataclasses.asdict(config).items() if v is not None}
-
-
-def _merge(base: dict, over: dict) -> dict:
-    merged = deepcopy(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
-        else:
-            merged[key] = deepcopy(value)
-    return merged
-
-
-def _build(cls: type, data: Any, where: str) -> Any:
-    if not isinstance(data, dict):
-        raise KDError(f'"{where}" must be an object with keys, got {data!r}')
-    hints = typing.get_type_hints(cls)
-    for key in data:
-        if key not in hints:
-            close = difflib.get_close_matches(str(key), list(hints), n=1)
-            hint = f'; did you mean "{close[0]}"?' if close else f"; known keys: {', '.join(hints)}"
-            raise KDError(f'unknown key "{where}.{key}" in the plans{hint}')
-    values = {key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()}
-    missing = [
-        f.name
-        for f in dataclasses.fields(cls)
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING and f.name not in values
-    ]
-    if missing:
-        raise KDError(f'"{where}.{missing[0]}" is missing from the plans: write them again with `nnunet-kd plan`')
-    built = cls(**values)
-    if hasattr(built, "check"):
-        built.check()
-    return built
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    if value is None and type(None) in options:
-        return None
-    options = [o for o in options if o is not type(None)]
-    for option in options:
-        if dataclasses.is_dataclass(option):
-            return _build(option, value, where)
-        if option is float and isinstance(value, int | float) and not isinstance(value, bool):
-            return float(value)
-        if option is bool and isinstance(value, bool):
-            return value
-        if option in (int, str, list) and isinstance(value, option) and not isinstance(value, bool):
-            return value
-    names = " or ".join(getattr(o, "__name__", str(o)) for o in options)
-    raise KDError(f'"{where}" is {value!r}, it must be of type {names}')
-
-
-def _at_least(config: Any, low: int, *names: str) -> None:
-    for name in names:
-        if getattr(config, name) < low:
-            raise KDError(f'"{_where(config)}.{name}" is {getattr(config, name)}, it must be at least {low}')
-
-
-def _in_range(config: Any, low: float, high: float, *names: str) -> None:
-    for name in names:
-        # written so that NaN fails too
-        if not low <= getattr(config, name) <= high:
-            raise KDError(f'"{_where(config)}.{name}" is {getattr(config, name)}, it must lie in [{low:g}, {high:g}]')
-
-
-def _one_of(config: Any, allowed: typing.Iterable[str], *names: str) -> None:
-    allowed = list(allowed)
-    for name in names:
-        if getattr(config, name) not in allowed:
-            raise KDError(f'"{_where(config)}.{name}" is "{getattr(config, name)}", use one of {", ".join(allowed)}')
-
-
-def _where(config: Any) -> str:
-    place = {"Config": SECTION, "KD": "terms.kd", "Graph": "terms.intra/inter", "Cross": "terms.cross"}
-    name = type(config).__name__
-    return place.get(name, name.lower()) if name == "Config" else f"{SECTION}.{place.get(name, name.lower())}"

@@ -10,55 +10,27 @@ Knows tensors and modules, not nnU-Net's trainer. A step runs
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
 from nnunet_kd.alignment import Alignment, AlignmentTrainer
-from nnunet_kd.config import Config, Graph
+from nnunet_kd.config import Config
 from nnunet_kd.errors import KDError
 from nnunet_kd.losses import (
     balanced_logits,
     class_frequencies,
-    class_prototypes,
-    cross_prediction_loss,
-    gather_with_gradient,
-    inter_graph_loss,
-    intra_graph_loss,
     logit_kd,
 )
-from nnunet_kd.stages import StageTable, StageTap, decode, encode, pair_stages, swap
+from nnunet_kd.msan_terms import MSANTerms
+from nnunet_kd.pair_losses import PairLosses
+from nnunet_kd.stages import StageTable, StageTap, decode, encode, pair_stages
+from nnunet_kd.step import Step
 from nnunet_kd.views import Views
 
 _FREQUENCY_MOMENTUM = 0.05
 QUALITY = ("reconstruction", "consistency", "agreement")
-
-
-@dataclass
-class Step:
-    """What one batch carries from ``prepare`` to ``align``."""
-
-    data: torch.Tensor
-    views: int
-    phase: str
-    progress: float
-    order: torch.Tensor
-    onehot: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    teacher_features: list[torch.Tensor] | None = None
-    teacher_logits: torch.Tensor | None = None
-    student_features: list[torch.Tensor] | None = None
-    student_logits: torch.Tensor | None = None
-
-    @property
-    def batch(self) -> int:
-        return self.data.shape[0] // (self.views + 1)
-
-    def share(self, share: float) -> torch.Tensor:
-        """Row numbers of a share of the anchors, at least one."""
-        return self.order[: max(1, round(share * self.batch))]
 
 
 class Distiller:
@@ -70,6 +42,7 @@ class Distiller:
         patch_size: spatial size of the training patches.
         num_outputs: segmentation heads (classes, or regions).
         regions: sigmoid heads.
+        classes: annotated classes, background included (with regions: combinations of regions).
         keep_zero: per image channel, whether pixels that are exactly 0 lie outside the field of view.
     """
 
@@ -81,6 +54,7 @@ class Distiller:
         patch_size: Sequence[int],
         num_outputs: int,
         regions: bool,
+        classes: int,
         keep_zero: Sequence[bool],
         device: torch.device,
     ) -> None:
@@ -105,6 +79,14 @@ class Distiller:
                 self.alignment = Alignment(config.msan, config.act, pairs, tables, patch_size, num_outputs, regions)
             self.alignment.to(device)
             self.aligner = AlignmentTrainer(self.alignment)
+            self.msan_terms = MSANTerms(config, self.alignment, student, regions)
+        self.pair_losses: PairLosses | None = None
+        if config.loss_settings:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed + 1)
+                self.pair_losses = PairLosses(config.loss_settings, tables, len(patch_size), classes, regions).to(device)
+        self._distributed: nn.Module | None = None
+        self._depths = {name: table.depth for name, table in (tables or {}).items()}
 
     @property
     def view_count(self) -> int:
@@ -112,21 +94,40 @@ class Distiller:
 
     @property
     def needs_teacher(self) -> bool:
-        return bool(self.config.terms.active)
+        return bool(self.config.distils)
 
     @property
-    def needs_features(self) -> bool:
+    def needs_onehot(self) -> bool:
         return self.alignment is not None
 
     @property
+    def needs_features(self) -> bool:
+        return self.alignment is not None or self._losses_need_features
+
+    @property
     def needs_decoder_stages(self) -> bool:
-        return self.alignment is not None and any(pair.decoder for pair in self.alignment.pairs)
+        aligned = self.alignment is not None and any(pair.decoder for pair in self.alignment.pairs)
+        return aligned or (self.pair_losses is not None and self.pair_losses.needs_decoder_stages(self._depths))
+
+    @property
+    def _losses_need_features(self) -> bool:
+        return self.pair_losses is not None and self.pair_losses.needs_features
+
+    @property
+    def learned(self) -> list[torch.nn.Parameter]:
+        """What the losses learn themselves: for nnU-Net's optimizer, beside the student's parameters."""
+        return [] if self.pair_losses is None else list(self.pair_losses.parameters())
+
+    def needs_features_in(self, phase: str) -> bool:
+        """Whether stage features are read in this phase: MSANs leave the warm-up alone, losses between stages do not."""
+        return self._losses_need_features or (self.alignment is not None and phase != "warm-up")
 
     @property
     def log_keys(self) -> list[str]:
         """Names of the values a step may report, in the order of the pictures."""
         keys = [t if t != "cross" else f"cross_{way}" for t in self.config.terms.active
                 for way in (("ts", "st") if t == "cross" else ("",))]  # fmt: skip
+        keys += self.pair_losses.names if self.pair_losses is not None else []
         if self.alignment is not None:
             keys += [f"act_{q}_{n}" for q in QUALITY for n in ("teacher", "student")]
             keys += [f"act_semantic_{n}" for n in ("teacher", "student") if self.alignment.autoencoder is not None]
@@ -134,6 +135,11 @@ class Distiller:
             keys += ["act_alignment_student"] if self.config.act.alignment else []
             keys += ["act_autoencoder"] if self.alignment.autoencoder is not None else []
         return keys
+
+    def distribute(self, device_ids: list | None) -> None:
+        """Average the gradients of what the losses learn across ranks."""
+        if self.learned:
+            self._distributed = nn.parallel.DistributedDataParallel(self.pair_losses, device_ids=device_ids)
 
     def attach(self, teacher: nn.Module) -> None:
         """Give the distiller its teacher, once training starts."""
@@ -149,44 +155,55 @@ class Distiller:
 
     def weight(self, term: str, progress: float) -> float:
         """The term's weight now: 0 before its start, then a linear ramp."""
-        settings = getattr(self.config.terms, term)
         start = 0.0 if term == "kd" else self.config.act.end
-        if progress < start:
-            return 0.0
-        ramp = self.config.ramp
-        return settings.weight * (min(1.0, (progress - start) / ramp) if ramp > 0 else 1.0)
+        return getattr(self.config.terms, term).weight * self._ramp(progress - start)
 
-    def prepare(self, data: torch.Tensor, onehot: torch.Tensor | None, mask: torch.Tensor | None, progress: float) -> Step:
+    def _ramp(self, since: float) -> float:
+        """From 0 to 1 over ``config.ramp`` of the training; 0 before the start."""
+        if since < 0:
+            return 0.0
+        return min(1.0, since / self.config.ramp) if self.config.ramp > 0 else 1.0
+
+    def prepare(
+        self,
+        data: torch.Tensor,
+        onehot: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        progress: float,
+        labels: torch.Tensor | None = None,
+    ) -> Step:
         """Draw the views and run the teacher.
 
         Args:
             data: ``(B, C, *S)``, nnU-Net's augmented patches (the anchors).
             onehot: annotation ``(B, L, *S)`` for the P-SAE.
             mask: ``(B, 1, *S)``, True where annotated; None without an ignore label.
+            labels: class numbers ``(B, *S)`` for the losses between stages, -1 where not annotated.
         """
         views = [self.views(data, self.generator) for _ in range(self.view_count)]
         # a part that reads a share of the batch takes the first of a random order: nnU-Net puts forced foreground last
         order = torch.randperm(len(data), generator=self.generator, device=data.device)
         everything = torch.cat([data, *views]) if views else data
-        step = Step(everything, len(views), self.phase(progress), progress, order, onehot, mask)
-        kd = self.config.terms.kd
-        if self.teacher is None or not (kd or (self.alignment is not None and step.phase != "warm-up")):
+        step = Step(everything, len(views), self.phase(progress), progress, order, onehot, mask, labels)
+        kd, features_read = self.config.terms.kd, self.needs_features_in(step.phase)
+        if self.teacher is None or not (kd or features_read or self.pair_losses is not None):
             return step
         seen = step.data if self._teacher_sees_views(step.phase) else data
         with torch.no_grad():
-            if self._teacher_tap is not None and step.phase != "warm-up":
+            if self._teacher_tap is not None and features_read:
                 self._teacher_tap.enabled = True
                 step.teacher_logits = self.teacher(seen)
                 step.teacher_features = self._teacher_tap.take()
-            elif self.alignment is not None and step.phase != "warm-up":
+            elif features_read:
                 step.teacher_features = encode(self.teacher.network, seen)
                 features = step.teacher_features
-                if not (kd and kd.target == "view"):
+                if not self._logits_of_views_read:
                     features = [f[: step.batch] for f in features]
                 step.teacher_logits = decode(self.teacher.network, features)
             else:
                 step.teacher_logits = self.teacher(seen)
             self._observe_frequencies(step)
+        step.frequencies = self.frequencies
         return step
 
     def _observe_frequencies(self, step: Step) -> None:
@@ -208,29 +225,15 @@ class Distiller:
         settings, found = self.config.terms, {}
         if settings.kd is not None:
             found["kd"] = (self.weight("kd", step.progress), self._kd(step))
+        if self.pair_losses is not None:
+            ramp = self._ramp(step.progress)
+            found |= {name: (ramp * weight, value) for name, (weight, value) in self._between_stages(step).items()}
         if step.phase != "distil" or self.alignment is None:
             return found
-        teacher = student = None
-        if settings.intra is not None or settings.inter is not None:
-            student = self.alignment.encode("student", step.student_features)
-            with torch.no_grad():
-                teacher = self.alignment.encode("teacher", step.teacher_features)
-        for name, graph in (("intra", intra_graph_loss), ("inter", inter_graph_loss)):
-            term = getattr(settings, name)
-            if term is not None:
-                tau = term.tau or 0.1
-                nodes = (self._nodes(n, z, term, step) for n, z in (("student", student), ("teacher", teacher)))
-                values = [
-                    graph(s, t, tau, term.form, gather=gather_with_gradient, centred=term.centred)
-                    for s, t in zip(*nodes, strict=True)
-                ]
-                found[name] = (self.weight(name, step.progress), torch.stack(values).mean())
-        if settings.cross is not None:
-            weight, cross = self.weight("cross", step.progress), settings.cross
-            if cross.ts:
-                found["cross_ts"] = (weight * cross.ts, self._cross_ts(step))
-            if cross.st:
-                found["cross_st"] = (weight * cross.st, self._cross_st(step))
+        for name, value in self.msan_terms.values(step, self.teacher.network).items():
+            weight = self.weight(name.partition("_")[0], step.progress)
+            share = getattr(settings.cross, name.removeprefix("cross_")) if name.startswith("cross_") else 1.0
+            found[name] = (weight * share, value)
         return found
 
     def align(self, step: Step) -> dict[str, float]:
@@ -262,6 +265,8 @@ class Distiller:
     def state_dict(self) -> dict:
         """Everything an exact continuation needs, the teacher excepted."""
         state = {"generator": self.generator.get_state(), "frequencies": self.frequencies}
+        if self.pair_losses is not None:
+            state["losses"] = self.pair_losses.state_dict()
         if self.alignment is not None:
             state["alignment"] = self.alignment.state_dict()
             state["optimizers"] = self.aligner.state_dict()
@@ -270,6 +275,8 @@ class Distiller:
     def load_state_dict(self, state: dict) -> None:
         self.generator.set_state(state["generator"].cpu())
         self.frequencies = None if state.get("frequencies") is None else state["frequencies"].to(self.device)
+        if self.pair_losses is not None:
+            self.pair_losses.load_state_dict(state["losses"])
         if self.alignment is not None:
             self.alignment.load_state_dict(state["alignment"])
             self.aligner.load_state_dict(state["optimizers"])
@@ -284,62 +291,31 @@ class Distiller:
         if mask is not None:
             mask = _repeat(mask, seen)
         if settings.balance:
-            teacher = balanced_logits(teacher, self.frequencies, settings.balance, self.regions)
+            teacher = balanced_logits(teacher, step.frequencies, settings.balance, self.regions)
         return logit_kd(student, teacher, settings.temperature, self.regions, mask)
+
+    def _between_stages(self, step: Step) -> dict[str, tuple[float, torch.Tensor]]:
+        losses = self._distributed or self.pair_losses
+        features = step.student_features or [], step.teacher_features or []
+        return losses(*features, step.student_logits, step.teacher_logits, step.labels, step.batch)
+
+    @property
+    def _logits_of_views_read(self) -> bool:
+        kd = self.config.terms.kd
+        return (kd is not None and kd.target == "view") or any(
+            s.on_logits and s.target == "view" for s in self.config.loss_settings
+        )
 
     def _teacher_sees_views(self, phase: str) -> bool:
         """Whether any active part reads the teacher on the views; the anchor is enough for most cross-view settings."""
         settings = self.config.terms
-        if settings.kd is not None and settings.kd.target == "view":
+        if self._logits_of_views_read or (self.pair_losses is not None and self.pair_losses.teacher_sees_views):
             return True
         if self.alignment is None or phase == "warm-up":
             return False
         graphs = any(g is not None and g.target == "view" for g in (settings.intra, settings.inter))
         aligning = phase == "act" or self.config.msan.after_act == "joint"
         return graphs or (aligning and self.config.act.consistency > 0)
-
-    def _nodes(self, network: str, vectors: list[torch.Tensor], term: Graph, step: Step) -> list[torch.Tensor]:
-        """DCGD's nodes ``(K+1, n, d)`` per stage: one per patch, or one per class and patch that has the class."""
-        if network == "teacher" and term.target == "anchor":
-            vectors = [z[: step.batch] for z in vectors]
-        if term.nodes == "patch":
-            nodes = [z.reshape(-1, step.batch, z.shape[1]) for z in self.alignment.summaries(network, vectors)]
-        else:
-            nodes = [class_prototypes(z, step.onehot) for z in self.alignment.maps(network, vectors)]
-        return [n.expand(step.views + 1, -1, -1) for n in nodes]
-
-    def _sources(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rows of the batch that DICD reads: the student's (anchors, or views), and the anchors that belong to them."""
-        cross = self.config.terms.cross
-        views = range(1, step.views + 1) if cross.views == "cross" else (0,)
-        anchors = step.share(cross.share)
-        return torch.cat([anchors + k * step.batch for k in views]), anchors.repeat(len(views))
-
-    def _cross_ts(self, step: Step) -> torch.Tensor:
-        """Teacher vectors of the anchor through the SAN's headers into the student's decoder."""
-        rows, anchors = self._sources(step)
-        features = [f[rows] for f in step.student_features]
-        with torch.no_grad():
-            vectors = self.alignment.encode("teacher", [f[anchors] for f in step.teacher_features])
-        rebuilt = self.alignment.reconstruct("student", vectors, features)
-        crossed = decode(self.student, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
-        return self._against_teacher(step, crossed, anchors)
-
-    def _cross_st(self, step: Step) -> torch.Tensor:
-        """Student vectors through the TAN's headers into the teacher's decoder, with the teacher's anchor skips."""
-        rows, anchors = self._sources(step)
-        features = [f[anchors] for f in step.teacher_features]
-        vectors = self.alignment.encode("student", [f[rows] for f in step.student_features])
-        rebuilt = self.alignment.reconstruct("teacher", vectors, features)
-        crossed = decode(self.teacher.network, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
-        return self._against_teacher(step, crossed, anchors)
-
-    def _against_teacher(self, step: Step, crossed: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
-        mask = None if step.mask is None else step.mask[anchors]
-        target, balance = step.teacher_logits[anchors], self.config.terms.cross.balance
-        if balance:
-            target = balanced_logits(target, self.frequencies, balance, self.regions)
-        return cross_prediction_loss(crossed, target, self.regions, mask)
 
 
 def _repeat(x: torch.Tensor, times: int) -> torch.Tensor:

@@ -142,7 +142,7 @@ def plan_student(
     initial_lr: float | None = None,
     seed: int = 0,
     preset: str | None = None,
-    teacher_fold: int | str = "same",
+    teacher_fold: int | str | list = "same",
     teacher_checkpoint: str = "checkpoint_final.pth",
     name: str | None = None,
     overwrite: bool = False,
@@ -153,6 +153,7 @@ def plan_student(
         teacher: nnU-Net model folder TRAINER__PLANS__CONFIGURATION; stored relative to nnUNet_results where it lies in it.
         width: factor on the teacher's features per stage, with ``min_features`` as the floor.
         preset: named settings; by default the trainer chooses (nnUNetTrainerGKD: "default").
+        teacher_fold: "same" as the student's, "all", a number, or a list whose predictions are averaged (logits only).
 
     Raises:
         KDError: bad teacher folder, a student as heavy as the teacher, unknown preset, existing plans that differ.
@@ -186,7 +187,7 @@ def plan_student(
         "role": "student", **({"preset": preset} if preset else {}), "seed": seed,
         "schedule": to_dict(schedule), "teacher": asdict(settings),
     }  # fmt: skip
-    read_config(plans, preset or "default", "nnUNetTrainerGKD")
+    read_config(plans, preset or ("kd" if isinstance(teacher_fold, list) else "default"), "nnUNetTrainerDistillation")
     student, big = _network(plans, configuration, folder), build_network(model)
     if count_parameters(student) >= count_parameters(big):
         raise KDError(

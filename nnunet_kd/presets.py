@@ -50,4 +50,15 @@ PRESETS: dict[str, dict[str, Any]] = {
             "cross": {"weight": 0.3, "views": "cross"},
         },
     },
+    # the literature's losses with their published weights at our reduction, at the nearest place a U-Net has: features of
+    # the backbone are the encoder's, features that enter the classifier "decoder0" (docs/methods.md)
+    "at": {"losses": {"bottleneck": {"at": {}}}},
+    "fitnets": {"losses": {"bottleneck": {"fitnets": {}}}},
+    "fsp": {"losses": {"all": {"fsp": {}}}},
+    "skd": {"losses": {"logits": {"skd-pixelwise": {}}, "decoder0": {"skd-pairwise": {}}}},
+    "ifvd": {"terms": {"kd": {"weight": 5.0}}, "losses": {"decoder0": {"ifvd": {}}}},
+    "cwd": {"losses": {"logits": {"cwd-logits": {}}}},
+    "dist": {"losses": {"logits": {"dist": {}}}},
+    "emkd": {"terms": {"kd": {"weight": 0.1, "temperature": 4.0}}, "losses": {"all": {"imd": {}}, "decoder0": {"rad": {}}}},
+    "cirkd": {"terms": {"kd": {"weight": 1.0}}, "losses": {"decoder0": {"cirkd": {}, "cirkd-memory": {}}}},
 }

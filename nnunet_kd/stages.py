@@ -106,13 +106,16 @@ def swap(features: list[torch.Tensor], replacements: dict[int, torch.Tensor]) ->
     return swapped
 
 
-def pair_stages(teacher: StageTable, student: StageTable, wanted: Sequence[str | int]) -> list[StagePair]:
+def pair_stages(
+    teacher: StageTable, student: StageTable, wanted: Sequence[str | int], key: str = "nnunet_kd.msan.stages"
+) -> list[StagePair]:
     """Pair stages by cumulative stride.
 
     Args:
         wanted: "bottleneck" (the deepest stage both networks have), "all" (every encoder stage both have), numbers of the
             student's encoder stages, "decoder" (every decoder stage both have), or "decoder0", "decoder1", ... for the
             decoder stage at the resolution of that encoder stage.
+        key: the setting that asks, for messages.
 
     Raises:
         KDError: no common stride for a wanted stage.
@@ -148,12 +151,14 @@ def pair_stages(teacher: StageTable, student: StageTable, wanted: Sequence[str |
             found = [p for p in common if p.student == item]
         else:
             raise KDError(
-                f'unknown stage "{item}" in "nnunet_kd.msan.stages": use "bottleneck", "all", a stage number, "decoder" or '
+                f'unknown stage "{item}" in "{key}": use "bottleneck", "all", a stage number, "decoder" or '
                 '"decoder0", "decoder1", ...'
             )
         if not found:
             have = {**{p.student: p.name for p in common}, **{f"decoder{p.student - depth[1]}": p.name for p in upward}}
-            raise KDError(f"student stage {item} has no teacher stage of the same stride; stages that have one: {have}")
+            raise KDError(
+                f'"{key}": student stage {item} has no teacher stage of the same stride; stages that have one: {have}'
+            )
         pairs.update({p.student: p for p in found})
     return [pairs[i] for i in sorted(pairs)]
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
@@ -154,7 +156,25 @@ class FrozenTeacher(nn.Module):
         return sha.hexdigest()
 
 
-def describe_teacher(model: ModelFolder, folder: str, fold: int | str = "same",
+class TeacherEnsemble(FrozenTeacher):
+    """Several folds' networks as one teacher: logits whose softmax (sigmoid for regions) is the mean of theirs.
+
+    nnU-Net itself averages logits when it ensembles; a mean of probabilities keeps the folds' disagreement, which is what
+    soft targets are for.
+    """
+
+    def __init__(self, networks: list[nn.Module], regions: bool) -> None:
+        super().__init__(nn.ModuleList(networks))
+        self.regions = regions
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = torch.stack([network(x) for network in self.network]).float()
+        if self.regions:
+            return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+        return logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
+
+
+def describe_teacher(model: ModelFolder, folder: str, fold: int | str | list = "same",
                      checkpoint: str = "checkpoint_final.pth") -> Teacher:  # fmt: skip
     """The "teacher" part of the student's plans, stage table included, read without any trained weights."""
     network = build_network(model)
@@ -181,15 +201,24 @@ def load_teacher(
     Args:
         settings: section "nnunet_kd.teacher".
         student_fold: ``"same"`` in the settings takes the teacher's same fold: another fold's teacher has seen the
-            student's validation cases.
+            student's validation cases. Several folds are averaged.
 
     Raises:
         KDError: missing or foreign files, another dataset, other labels, channels, spacing or plans.
     """
     model = read_model_folder(settings.folder)
-    fold = student_fold if settings.fold == "same" else settings.fold
     check_compatible(model, settings, student_plans, student_configuration, dataset_json)
-    return FrozenTeacher(load_network(model, fold, settings.checkpoint))
+    folds = teacher_folds(settings, student_fold)
+    networks = [load_network(model, fold, settings.checkpoint) for fold in folds]
+    if len(networks) == 1:
+        return FrozenTeacher(networks[0])
+    return TeacherEnsemble(networks, PlansManager(model.plans).get_label_manager(dataset_json).has_regions)
+
+
+def teacher_folds(settings: Teacher, student_fold: int | str) -> list[int | str]:
+    """The teacher's folds, "same" replaced by the student's and none twice."""
+    folds = [student_fold if fold == "same" else fold for fold in settings.folds]
+    return list({str(fold): fold for fold in folds}.values())
 
 
 def check_compatible(

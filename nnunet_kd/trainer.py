@@ -15,16 +15,20 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
 
+from nnunet_kd.annotations import Annotations
 from nnunet_kd.checkpoints import save_atomically
 from nnunet_kd.config import SECTION, read_config
-from nnunet_kd.distiller import Distiller, Step
+from nnunet_kd.distiller import Distiller
 from nnunet_kd.errors import KDError, print_user_errors_in_one_line
 from nnunet_kd.losses import full_precision
 from nnunet_kd.progress_picture import plot_terms
 from nnunet_kd.stages import StageTable, StageTap, stage_table, unwrap
-from nnunet_kd.teacher import load_teacher
+from nnunet_kd.step import Step
+from nnunet_kd.teacher import load_teacher, teacher_folds
 
 print_user_errors_in_one_line()
+
+_CLIP = 12.0  # nnU-Net's norm of the student's gradient
 
 
 class nnUNetTrainerScheduled(nnUNetTrainer):
@@ -149,11 +153,20 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
     def configure_optimizers(self):
         # here the student exists and is not wrapped in DDP yet
         self._build_distiller()
-        return super().configure_optimizers()
+        optimizer, scheduler = super().configure_optimizers()
+        if self.distiller.learned:
+            optimizer.add_param_group({"params": self.distiller.learned})
+            optimizer.register_step_pre_hook(self._clip_learned)
+        return optimizer, scheduler
+
+    def _clip_learned(self, *_) -> None:
+        # nnU-Net clips the student's gradient alone; when the optimizer steps, a scaler has unscaled this one too
+        torch.nn.utils.clip_grad_norm_(self.distiller.learned, _CLIP)
 
     def _build_distiller(self) -> None:
         tables, settings = None, self.kd.teacher
-        if self.kd.need_alignment:
+        self.annotations = Annotations(self.label_manager)
+        if self.kd.need_alignment or not all(s.on_logits for s in self.kd.loss_settings):
             stages = settings.stages
             teacher = StageTable.from_lists(stages.family, stages.channels, stages.strides)
             tables = {"teacher": teacher, "student": stage_table(self.network)}
@@ -164,9 +177,12 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             self.configuration_manager.patch_size,
             self.label_manager.num_segmentation_heads,
             self.label_manager.has_regions,
+            self.annotations.num_classes,
             self.configuration_manager.use_mask_for_norm,
             self.device,
         )
+        if self.is_ddp:
+            self.distiller.distribute([self.local_rank] if self.device.type == "cuda" else None)
         if self.distiller.needs_features:
             self._tap = StageTap(self.network, decoder=self.distiller.needs_decoder_stages)
         self._log_keys = ["seg_loss", *self.distiller.log_keys]
@@ -194,11 +210,11 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             self.print_to_log_file(f"teacher weights after training: {'unchanged' if same else 'CHANGED'}")
 
     def _check_teacher_sees_no_validation_case(self) -> None:
-        fold = self.kd.teacher.fold
-        if fold != "same" and str(fold) != str(self.fold):
+        others = [fold for fold in teacher_folds(self.kd.teacher, self.fold) if str(fold) != str(self.fold)]
+        if others:
             self.print_to_log_file(
-                f"WARNING: the teacher is of fold {fold}, the student trains fold {self.fold}: that teacher has seen the "
-                'student\'s validation cases, so validation Dice is optimistic. Use "fold": "same".'
+                f"WARNING: the teacher is of fold {', '.join(map(str, others))}, the student trains fold {self.fold}: that "
+                'teacher has seen the student\'s validation cases, so validation Dice is optimistic. Use "fold": "same".'
             )
 
     def _build_loss(self):
@@ -217,12 +233,14 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         data = batch["data"].to(self.device, non_blocking=True)
         target = [t.to(self.device, non_blocking=True) for t in _as_list(batch["target"])]
         progress = (self.current_epoch + self._iteration / self.num_iterations_per_epoch) / self.num_epochs
-        onehot, mask = self._onehot_and_mask(target[0])
+        read, distiller = self.annotations, self.distiller
+        onehot = read.onehot(target[0]) if distiller.needs_onehot else None
+        labels = read.classes(target[0]) if distiller.pair_losses is not None else None
         with self._autocast:
-            step = self.distiller.prepare(data, onehot, mask, progress)
+            step = distiller.prepare(data, onehot, read.mask(target[0]), progress, labels)
         all_views = self.kd.views is not None and self.kd.views.student_loss == "all"
         times = step.views + 1 if all_views else 1
-        sees_views = all_views or self.kd.terms.kd is not None or (self.distiller.needs_features and step.phase != "warm-up")
+        sees_views = all_views or self.kd.terms.kd is not None or labels is not None or distiller.needs_features_in(step.phase)
         repeated = [t.repeat(times, *[1] * (t.ndim - 1)) for t in target]
         batch = {
             **batch,
@@ -258,19 +276,6 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
                 total = total + weight * value
         return total
 
-    def _onehot_and_mask(self, target: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """The annotation as ``(B, L, *S)`` floats and where it is valid, ``(B, 1, *S)`` or None."""
-        labels = self.label_manager
-        heads = labels.num_segmentation_heads
-        if labels.has_regions:
-            onehot = target[:, :heads].float()
-            mask = ~target[:, -1:].bool() if labels.has_ignore_label else None
-        else:
-            mask = target != labels.ignore_label if labels.has_ignore_label else None
-            classes = torch.arange(heads, device=target.device).view(1, heads, *[1] * (target.ndim - 2))
-            onehot = (target == classes).float() if self.distiller.needs_features else None
-        return onehot, mask
-
     def on_train_epoch_end(self, train_outputs: list[dict]):
         super().on_train_epoch_end([{"loss": o["loss"]} for o in train_outputs])
         for key in self._log_keys:
@@ -300,42 +305,6 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             # one value per epoch, also where an older checkpoint did not know the key
             values = logged.setdefault(f"kd/{key}", [])
             values.extend([float("nan")] * (self.current_epoch - len(values)))
-
-
-class nnUNetTrainerGKD(nnUNetTrainerDistillation):
-    """GKD with this project's default preset."""
-
-    preset = "default"
-
-
-class nnUNetTrainerGKDCrossView(nnUNetTrainerDistillation):
-    """GKD with all terms in this project's form: student on strong views, teacher on the anchor, spatial MSANs."""
-
-    preset = "cross-view"
-
-
-class nnUNetTrainerGKDPaper(nnUNetTrainerDistillation):
-    """GKD in the published form (see docs/methods.md for what is evidence and what is reconstruction)."""
-
-    preset = "paper"
-
-
-class nnUNetTrainerKD(nnUNetTrainerDistillation):
-    """Logit distillation (Hinton)."""
-
-    preset = "kd"
-
-
-class nnUNetTrainerKDViews(nnUNetTrainerDistillation):
-    """Logit distillation on photometric views: the control that GKD has to beat."""
-
-    preset = "kd+views"
-
-
-class nnUNetTrainerViewsOnly(nnUNetTrainerDistillation):
-    """Photometric views without a teacher: the other control."""
-
-    preset = "views-only"
 
 
 def seed_everything(seed: int) -> None:

@@ -21,10 +21,11 @@ def setup(preset: str, dims: int = 2, regions: bool = False, batch: int = 2, sup
     distiller = Distiller(
         config,
         student,
-        tables if config.need_alignment else None,
+        tables,
         [SIZE] * dims,
         2,
         regions,
+        2,
         [False],
         torch.device("cpu"),
     )
@@ -37,7 +38,7 @@ def setup(preset: str, dims: int = 2, regions: bool = False, batch: int = 2, sup
 
 def run(distiller, student, data, onehot, progress=LATE, mask=None):
     """The step's tensors and terms; the student's features are kept as the trainer keeps them."""
-    step = distiller.prepare(data, onehot, mask, progress)
+    step = distiller.prepare(data, onehot, mask, progress, onehot.argmax(1))
     tap = StageTap(student, decoder=distiller.needs_decoder_stages)
     tap.enabled = True
     output = student(step.data)

@@ -17,7 +17,7 @@ from nnunet_kd.errors import KDError
 from nnunet_kd.presets import PRESETS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]*")  # becomes part of folder names
-UNDISTILLED = ("views", "msan", "act", "terms")  # what preset "student" does not read
+UNDISTILLED = ("views", "msan", "act", "terms", "losses")  # what preset "student" does not read
 OWN_KEYS = ("role", "preset", "seed", "teacher")  # what `settings` must leave to the file
 
 

@@ -188,7 +188,7 @@ def test_a_run_is_loaded_with_its_own_weights(gkd, tiny_teacher):
 def test_a_trainer_of_the_users_own_is_found(gkd, home, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "nnUNetTrainerMine.py").write_text(
-        "from nnunet_kd.trainer import nnUNetTrainerGKD\nclass nnUNetTrainerMine(nnUNetTrainerGKD):\n    pass\n"
+        "from nnunet_kd.named_trainers import nnUNetTrainerGKD\nclass nnUNetTrainerMine(nnUNetTrainerGKD):\n    pass\n"
     )
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
     folder = Path(shutil.copytree(gkd, tmp_path / gkd.name))

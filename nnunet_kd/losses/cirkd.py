@@ -1,0 +1,265 @@
+"""CIRKD: how pixels relate to the pixels of other images, of the same batch or of earlier ones."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from nnunet_kd.losses.channels import check_features, match_channels
+from nnunet_kd.losses.labels import class_directions, class_masks, inverse_length
+from nnunet_kd.losses.precision import full_precision
+
+_POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
+# a lower temperature would take exp(1 / temperature) to the end of float32's range
+_COLDEST = 0.03
+# similarities to a memory held at a time: a CPU's cache, a GPU's memory
+_AT_ONCE = {"cpu": 2**18}
+_AT_ONCE_ELSEWHERE = 2**25
+
+
+class CIRKD(nn.Module):
+    r"""Cross-image relations within the batch, pixel to pixel.
+
+    .. math:: L = \frac{1}{N^2 P} \sum_{n,m} \sum_{i} \mathrm{KL}(R^t_{nmi} \| R^s_{nmi}), \quad
+        R_{nmi} = \mathrm{softmax}_j(\cos(f_{ni}, f_{mj}) / \tau)
+
+    for all ordered pairs (n, m) of samples, n = m included, as in the original. Teacher and student may differ in channels.
+
+    Larger grids are averaged over 2x2 (2x2x2) pixels until at most ``max_nodes`` are left: time grows with (N P)^2. The
+    original has the same pooling as an option, once. Memory stays at P^2: one pair of samples is held at a time.
+
+    Source: Yang et al., "Cross-image relational knowledge distillation for semantic segmentation", CVPR 2022; tau = 0.1,
+    weight 1 there, at the same reduction.
+
+    Args:
+        temperature: tau, at least 0.03.
+        max_nodes: P after pooling, at most.
+    """
+
+    reads = "features"
+    weight = 1.0
+    needs_target = False
+
+    def __init__(self, *, temperature: float = 0.1, max_nodes: int = 1024) -> None:
+        super().__init__()
+        _check("CIRKD", temperature, max_nodes=max_nodes)
+        self.temperature, self.max_nodes = temperature, max_nodes
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Student `(B, K, *S)`, teacher `(B, K', *S)` (detached) -> scalar; ``target`` is not read.
+
+        Raises:
+            ValueError: shapes that do not fit each other.
+        """
+        check_features(student, teacher)
+        s, t = (_unit_rows(_pool(x, self.max_nodes).flatten(2)) for x in (student, teacher.detach()))
+        return _WithinBatch.apply(s / self.temperature**0.5, t / self.temperature**0.5)
+
+
+class CIRKDMemory(nn.Module):
+    r"""Cross-image relations to a memory of the teacher's pixels and regions of earlier batches.
+
+    .. math:: L = L_{pixel} + L_{region}, \quad L_q = \mathrm{mean}_i \mathrm{KL}(R^t_{qi} \| R^s_{qi}), \quad
+        R_{qi} = \mathrm{softmax}_j(\cos(f_i, q_j) / \tau)
+
+    with q_j the entries drawn from a memory, the same for teacher and student, and the mean over the annotated pixels.
+
+    In training mode every call first stores, for each class of each sample, the unit vectors of a few of the teacher's pixels
+    and of the mean over the class ("region"), in place of the oldest. The memories are buffers: part of the state_dict, of
+    ``classes * (pixel_memory + region_memory) * teacher_channels`` numbers. Empty entries are never used, so that the first
+    step already works (the original starts with random vectors).
+
+    Differs from the original in what it needed: a class's pixels are drawn from that class (there, from the first pixels of
+    the image), at most ``max_anchors`` of the batch's annotated pixels are compared (there, all), and the student's channels
+    pass through a learned 1x1 convolution only where they differ from the teacher's (there, always through two with a batch
+    norm). Under DDP every process has a memory of its own.
+
+    What is drawn follows from how much has been stored, not from torch's random state: a resumed training goes on alike.
+
+    Source: Yang et al., as :class:`CIRKD`: tau = 0.1, weight 0.1 for both parts, memories of 20000 pixels and 2000 regions
+    per class, 4096 and 1024 of which are compared with, 16 pixels stored per class and image.
+
+    Args:
+        classes: number of annotated classes, background included.
+        student_channels, teacher_channels, dims: see :func:`nnunet_kd.losses.channels.match_channels`.
+        temperature: tau, at least 0.03.
+        pixel_memory, region_memory: entries per class.
+        pixel_contrast, region_contrast: entries drawn per step, of all classes together (one more per class, as there).
+        pixels_per_class: stored per class and sample.
+        max_anchors: annotated pixels of the batch that are compared; drawn at random if there are more.
+    """
+
+    reads = "features"
+    weight = 0.1
+    needs_target = True
+
+    def __init__(
+        self, *, classes: int, student_channels: int, teacher_channels: int, dims: int, temperature: float = 0.1,
+        pixel_memory: int = 20000, region_memory: int = 2000, pixel_contrast: int = 4096, region_contrast: int = 1024,
+        pixels_per_class: int = 16, max_anchors: int = 4096,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        _check(
+            "CIRKDMemory", temperature, classes=classes, pixel_memory=pixel_memory, region_memory=region_memory,
+            pixel_contrast=pixel_contrast, region_contrast=region_contrast, pixels_per_class=pixels_per_class,
+            max_anchors=max_anchors,
+        )  # fmt: skip
+        self.classes, self.channels, self.temperature = classes, (student_channels, teacher_channels), temperature
+        self.pixels_per_class, self.max_anchors = pixels_per_class, max_anchors
+        self.contrasts = {"pixel": pixel_contrast // classes + 1, "region": region_contrast // classes + 1}
+        self.adapter = match_channels(student_channels, teacher_channels, dims)
+        for name, size in (("pixel", pixel_memory), ("region", region_memory)):
+            self.register_buffer(f"{name}_memory", torch.zeros(classes, size, teacher_channels))
+            # stored since the beginning, per class
+            self.register_buffer(f"{name}_count", torch.zeros(classes, dtype=torch.long))
+
+    @full_precision
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Student `(B, K_s, *S)`, teacher `(B, K_t, *S)` (detached), labels `(B, *any size)` -> scalar.
+
+        Raises:
+            ValueError: shapes that do not fit each other or the channels of this module, or no target.
+        """
+        check_features(student, teacher, *self.channels)
+        masks = class_masks(target, self.classes, teacher)
+        s, t = (_unit_rows(x.flatten(2)) for x in (self.adapter(student), teacher.detach()))
+        seed = torch.cat([self.pixel_count, self.region_count]).sum().item()
+        generator = torch.Generator(student.device).manual_seed(seed)
+        if self.training:
+            self._store(t, masks, generator)
+        anchors = masks.any(1).flatten().nonzero().squeeze(1)
+        if len(anchors) == 0:
+            return 0 * s.sum()
+        anchors = anchors[_draw(len(anchors), self.max_anchors, generator)]
+        s, t = s.flatten(0, 1)[anchors] / self.temperature, t.flatten(0, 1)[anchors] / self.temperature
+        loss = 0 * s.sum()
+        for name in self.contrasts:
+            entries = self._entries(name, generator)
+            if len(entries):
+                loss = loss + _ToEntries.apply(s, t, entries)
+        return loss
+
+    @torch.no_grad()
+    def _store(self, teacher: Tensor, masks: Tensor, generator: torch.Generator) -> None:
+        regions, present = class_directions(teacher.transpose(1, 2), masks), masks.any(2)
+        # the largest of random numbers in (0, 1] among a class's pixels: a draw without a loop over samples and classes
+        noise = 1 - torch.rand(masks[:, :1].shape, generator=generator, device=masks.device, dtype=masks.dtype)
+        score, pixels = (noise * masks).topk(min(self.pixels_per_class, masks.shape[2]), dim=2)
+        sample = torch.arange(len(masks), device=masks.device).unsqueeze(1).expand_as(score[:, 0])
+        for c in range(self.classes):
+            found = score[:, c] > 0
+            self._append("pixel", c, teacher[sample[found], pixels[:, c][found]])
+            self._append("region", c, regions[:, c][present[:, c]])
+
+    def _append(self, name: str, c: int, vectors: Tensor) -> None:
+        memory, count = getattr(self, f"{name}_memory")[c], getattr(self, f"{name}_count")
+        kept = vectors[-len(memory) :].to(memory.dtype)
+        count[c] += len(vectors)
+        last = torch.arange(-len(kept), 0, device=memory.device)
+        memory[(count[c] + last) % len(memory)] = kept
+
+    def _entries(self, name: str, generator: torch.Generator) -> Tensor:
+        memory, counts = getattr(self, f"{name}_memory"), getattr(self, f"{name}_count").tolist()
+        drawn = [
+            rows[_draw(min(count, len(rows)), self.contrasts[name], generator)]
+            for rows, count in zip(memory, counts, strict=True)
+        ]
+        return torch.cat(drawn)
+
+
+class _WithinBatch(torch.autograd.Function):
+    """Nodes `(N, P, K)` whose inner products are the similarities -> mean over ordered pairs of samples and rows.
+
+    The pairs (n, m) and (m, n) share one matrix: its rows belong to the first, its columns to the second. The gradient is
+    analytic and computed on the way, so that one matrix `(P, P)` is all that is ever held.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        batch, nodes = student.shape[:2]
+        total, slope = student.new_zeros(()), torch.zeros_like(student)
+        for i in range(batch):
+            for j in range(i, batch):
+                value, d = _divergence(student[i] @ student[j].T, teacher[i] @ teacher[j].T, both=True)
+                if i == j:  # rows and columns are the same thing twice
+                    value, d = value / 2, d / 2
+                total += value
+                slope[i].addmm_(d, student[j])
+                slope[j].addmm_(d.T, student[i])
+        ctx.save_for_backward(slope)
+        ctx.scale = 1 / (batch**2 * nodes)
+        return total * ctx.scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.saved_tensors[0] * (gradient * ctx.scale), None
+
+
+class _ToEntries(torch.autograd.Function):
+    """Anchors `(R, K)` of student and teacher and entries `(M, K)` -> mean over the anchors; a few rows at a time."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor, entries: Tensor) -> Tensor:
+        step = max(1, _AT_ONCE.get(student.device.type, _AT_ONCE_ELSEWHERE) // len(entries))
+        total, slope = student.new_zeros(()), torch.empty_like(student)
+        for start in range(0, len(student), step):
+            part = slice(start, start + step)
+            value, d = _divergence(student[part] @ entries.T, teacher[part] @ entries.T, both=False)
+            total += value
+            torch.mm(d, entries, out=slope[part])
+        ctx.save_for_backward(slope)
+        ctx.scale = 1 / len(student)
+        return total * ctx.scale
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.saved_tensors[0] * (gradient * ctx.scale), None, None
+
+
+def _divergence(student: Tensor, teacher: Tensor, both: bool) -> tuple[Tensor, Tensor]:
+    # Sum over the rows (and columns) of KL(softmax of the teacher's || of the student's), and its derivative by the
+    # student's. Overwrites both. Exponentials without the usual shift: no similarity exceeds 1 / _COLDEST.
+    gap = teacher - student
+    e_s, e_t = student.exp_(), teacher.exp_()
+    gap.mul_(e_t)
+    total, share_s, share_t = 0, 0, 0
+    for axis in (1, 0) if both else (1,):
+        z_s, z_t = e_s.sum(axis, keepdim=True), e_t.sum(axis, keepdim=True)
+        total = total + (gap.sum(axis, keepdim=True) / z_t + z_s.log() - z_t.log()).sum()
+        share_s, share_t = share_s + 1 / z_s, share_t + 1 / z_t
+    return total, e_s.mul_(share_s).sub_(e_t.mul_(share_t))
+
+
+def _unit_rows(features: Tensor) -> Tensor:
+    # (B, K, P) -> (B, P, K)
+    return (features * inverse_length(features, 1)).transpose(1, 2)
+
+
+def _pool(features: Tensor, max_nodes: int) -> Tensor:
+    while math.prod(features.shape[2:]) > max_nodes:
+        kernel = [min(2, n) for n in features.shape[2:]]
+        features = _POOL[features.ndim - 2](features, kernel, ceil_mode=True)
+    return features
+
+
+def _draw(count: int, size: int, generator: torch.Generator) -> Tensor:
+    # indices of all, or of `size` at random
+    if count <= size:
+        return torch.arange(count, device=generator.device)
+    return torch.randperm(count, generator=generator, device=generator.device)[:size]
+
+
+def _check(name: str, temperature: float, **counts: int) -> None:
+    if not temperature >= _COLDEST:
+        raise ValueError(f"temperature of {name} must be at least {_COLDEST}, got {temperature}")
+    for key, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{key} of {name} must be at least 1, got {value}")

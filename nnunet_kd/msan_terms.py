@@ -1,0 +1,94 @@
+"""The terms that read semantic vectors: DCGD's two graphs, and DICD's two crossed predictions."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from nnunet_kd.alignment import Alignment
+from nnunet_kd.config import Config, Graph
+from nnunet_kd.losses import (
+    balanced_logits,
+    class_prototypes,
+    cross_prediction_loss,
+    gather_with_gradient,
+    inter_graph_loss,
+    intra_graph_loss,
+)
+from nnunet_kd.stages import decode, swap
+from nnunet_kd.step import Step
+
+
+class MSANTerms:
+    """The values of ``intra``, ``inter``, ``cross_ts`` and ``cross_st``, whichever are on."""
+
+    def __init__(self, config: Config, alignment: Alignment, student: nn.Module, regions: bool) -> None:
+        self.config, self.alignment, self.student, self.regions = config, alignment, student, regions
+
+    def values(self, step: Step, teacher: nn.Module) -> dict[str, torch.Tensor]:
+        """Unweighted values of the terms. ``step`` holds both networks' logits and features; ``teacher`` is its network."""
+        terms, found = self.config.terms, {}
+        if terms.intra is not None or terms.inter is not None:
+            vectors = {"student": self.alignment.encode("student", step.student_features)}
+            with torch.no_grad():
+                vectors["teacher"] = self.alignment.encode("teacher", step.teacher_features)
+            for name, graph in (("intra", intra_graph_loss), ("inter", inter_graph_loss)):
+                term = getattr(terms, name)
+                if term is not None:
+                    found[name] = self._graph(graph, term, vectors, step)
+        if terms.cross is not None and terms.cross.ts:
+            found["cross_ts"] = self._cross_ts(step)
+        if terms.cross is not None and terms.cross.st:
+            found["cross_st"] = self._cross_st(step, teacher)
+        return found
+
+    def _graph(self, graph, term: Graph, vectors: dict[str, list[torch.Tensor]], step: Step) -> torch.Tensor:
+        tau = term.tau or 0.1
+        nodes = (self._nodes(name, vectors[name], term, step) for name in ("student", "teacher"))
+        values = [
+            graph(s, t, tau, term.form, gather=gather_with_gradient, centred=term.centred) for s, t in zip(*nodes, strict=True)
+        ]
+        return torch.stack(values).mean()
+
+    def _nodes(self, network: str, vectors: list[torch.Tensor], term: Graph, step: Step) -> list[torch.Tensor]:
+        """DCGD's nodes ``(K+1, n, d)`` per stage: one per patch, or one per class and patch that has the class."""
+        if network == "teacher" and term.target == "anchor":
+            vectors = [z[: step.batch] for z in vectors]
+        if term.nodes == "patch":
+            nodes = [z.reshape(-1, step.batch, z.shape[1]) for z in self.alignment.summaries(network, vectors)]
+        else:
+            nodes = [class_prototypes(z, step.onehot) for z in self.alignment.maps(network, vectors)]
+        return [n.expand(step.views + 1, -1, -1) for n in nodes]
+
+    def _sources(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows of the batch that DICD reads: the student's (anchors, or views), and the anchors that belong to them."""
+        cross = self.config.terms.cross
+        views = range(1, step.views + 1) if cross.views == "cross" else (0,)
+        anchors = step.share(cross.share)
+        return torch.cat([anchors + k * step.batch for k in views]), anchors.repeat(len(views))
+
+    def _cross_ts(self, step: Step) -> torch.Tensor:
+        """Teacher vectors of the anchor through the SAN's headers into the student's decoder."""
+        rows, anchors = self._sources(step)
+        features = [f[rows] for f in step.student_features]
+        with torch.no_grad():
+            vectors = self.alignment.encode("teacher", [f[anchors] for f in step.teacher_features])
+        rebuilt = self.alignment.reconstruct("student", vectors, features)
+        crossed = decode(self.student, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
+        return self._against_teacher(step, crossed, anchors)
+
+    def _cross_st(self, step: Step, teacher: nn.Module) -> torch.Tensor:
+        """Student vectors through the TAN's headers into the teacher's decoder, with the teacher's anchor skips."""
+        rows, anchors = self._sources(step)
+        features = [f[anchors] for f in step.teacher_features]
+        vectors = self.alignment.encode("student", [f[rows] for f in step.student_features])
+        rebuilt = self.alignment.reconstruct("teacher", vectors, features)
+        crossed = decode(teacher, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
+        return self._against_teacher(step, crossed, anchors)
+
+    def _against_teacher(self, step: Step, crossed: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+        mask = None if step.mask is None else step.mask[anchors]
+        target, balance = step.teacher_logits[anchors], self.config.terms.cross.balance
+        if balance:
+            target = balanced_logits(target, step.frequencies, balance, self.regions)
+        return cross_prediction_loss(crossed, target, self.regions, mask)

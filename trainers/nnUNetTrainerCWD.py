@@ -1,0 +1,5 @@
+"""Found by `nnUNetv2_train -tr nnUNetTrainerCWD` when nnUNet_extTrainer names this folder."""
+
+from nnunet_kd.named_trainers import nnUNetTrainerCWD
+
+__all__ = ["nnUNetTrainerCWD"]
