@@ -30,8 +30,8 @@ class CIRKD(nn.Module):
 
     for all ordered pairs (n, m) of samples, n = m included, as in the original. Teacher and student may differ in channels.
 
-    Larger grids are averaged over 2x2 (2x2x2) pixels until at most ``max_nodes`` are left: time grows with (N P)^2. The
-    original has the same pooling as an option, once. Memory stays at P^2: one pair of samples is held at a time.
+    Larger grids are averaged over blocks of 2 pixels per axis (or 4, 8, ...) until at most ``max_nodes`` are left: time grows
+    with (N P)^2. The original has this as an option, with 2. Memory stays at P^2: one pair of samples at a time.
 
     Source: Yang et al., "Cross-image relational knowledge distillation for semantic segmentation", CVPR 2022; tau = 0.1,
     weight 1 there, at the same reduction.
@@ -75,10 +75,10 @@ class CIRKDMemory(nn.Module):
     ``classes * (pixel_memory + region_memory) * teacher_channels`` numbers. Empty entries are never used, so that the first
     step already works (the original starts with random vectors).
 
-    Differs from the original in what it needed: a class's pixels are drawn from that class (there, from the first pixels of
+    It differs from the original in three points: a class's pixels are drawn from that class (there, from the first pixels of
     the image), at most ``max_anchors`` of the batch's annotated pixels are compared (there, all), and the student's channels
     pass through a learned 1x1 convolution only where they differ from the teacher's (there, always through two with a batch
-    norm). Under DDP every process has a memory of its own.
+    norm). Under DDP all processes use the memory of the first (DDP broadcasts buffers).
 
     What is drawn follows from how much has been stored, not from torch's random state: a resumed training goes on alike.
 
@@ -177,7 +177,7 @@ class _WithinBatch(torch.autograd.Function):
     """Nodes `(N, P, K)` whose inner products are the similarities -> mean over ordered pairs of samples and rows.
 
     The pairs (n, m) and (m, n) share one matrix: its rows belong to the first, its columns to the second. The gradient is
-    analytic and computed on the way, so that one matrix `(P, P)` is all that is ever held.
+    analytic and computed on the way, so that a few matrices `(P, P)` are all that is ever held.
     """
 
     @staticmethod
@@ -185,10 +185,11 @@ class _WithinBatch(torch.autograd.Function):
         batch, nodes = student.shape[:2]
         total, slope = student.new_zeros(()), torch.zeros_like(student)
         for i in range(batch):
-            for j in range(i, batch):
-                value, d = _divergence(student[i] @ student[j].T, teacher[i] @ teacher[j].T, both=True)
-                if i == j:  # rows and columns are the same thing twice
-                    value, d = value / 2, d / 2
+            value, d = _divergence(student[i] @ student[i].T, teacher[i] @ teacher[i].T, symmetric=True)
+            total += value
+            slope[i].addmm_(d, student[i])
+            for j in range(i + 1, batch):
+                value, d = _divergence(student[i] @ student[j].T, teacher[i] @ teacher[j].T, axes=(1, 0))
                 total += value
                 slope[i].addmm_(d, student[j])
                 slope[j].addmm_(d.T, student[i])
@@ -211,7 +212,7 @@ class _ToEntries(torch.autograd.Function):
         total, slope = student.new_zeros(()), torch.empty_like(student)
         for start in range(0, len(student), step):
             part = slice(start, start + step)
-            value, d = _divergence(student[part] @ entries.T, teacher[part] @ entries.T, both=False)
+            value, d = _divergence(student[part] @ entries.T, teacher[part] @ entries.T)
             total += value
             torch.mm(d, entries, out=slope[part])
         ctx.save_for_backward(slope)
@@ -224,17 +225,22 @@ class _ToEntries(torch.autograd.Function):
         return ctx.saved_tensors[0] * (gradient * ctx.scale), None, None
 
 
-def _divergence(student: Tensor, teacher: Tensor, both: bool) -> tuple[Tensor, Tensor]:
-    # Sum over the rows (and columns) of KL(softmax of the teacher's || of the student's), and its derivative by the
-    # student's. Overwrites both. Exponentials without the usual shift: no similarity exceeds 1 / _COLDEST.
+def _divergence(
+    student: Tensor, teacher: Tensor, axes: tuple[int, ...] = (1,), symmetric: bool = False
+) -> tuple[Tensor, Tensor]:
+    # Sum over the rows (axis 1; and columns, axis 0) of KL(softmax of the teacher's || of the student's), and its derivative
+    # by the student's similarities, for symmetric ones that by both of their factors. Overwrites both. Exponentials without
+    # the usual shift: no similarity exceeds 1 / _COLDEST.
     gap = teacher - student
     e_s, e_t = student.exp_(), teacher.exp_()
     gap.mul_(e_t)
     total, share_s, share_t = 0, 0, 0
-    for axis in (1, 0) if both else (1,):
+    for axis in axes:
         z_s, z_t = e_s.sum(axis, keepdim=True), e_t.sum(axis, keepdim=True)
         total = total + (gap.sum(axis, keepdim=True) / z_t + z_s.log() - z_t.log()).sum()
         share_s, share_t = share_s + 1 / z_s, share_t + 1 / z_t
+    if symmetric:
+        share_s, share_t = share_s + share_s.T, share_t + share_t.T
     return total, e_s.mul_(share_s).sub_(e_t.mul_(share_t))
 
 
@@ -244,10 +250,10 @@ def _unit_rows(features: Tensor) -> Tensor:
 
 
 def _pool(features: Tensor, max_nodes: int) -> Tensor:
-    while math.prod(features.shape[2:]) > max_nodes:
-        kernel = [min(2, n) for n in features.shape[2:]]
-        features = _POOL[features.ndim - 2](features, kernel, ceil_mode=True)
-    return features
+    size, step = features.shape[2:], 1
+    while math.prod(math.ceil(n / step) for n in size) > max_nodes:
+        step *= 2
+    return features if step == 1 else _POOL[len(size)](features, [min(step, n) for n in size], ceil_mode=True)
 
 
 def _draw(count: int, size: int, generator: torch.Generator) -> Tensor:

@@ -91,6 +91,9 @@ class SKDPairwise2x2(nn.Module):
     weight = 10.0
     needs_target = False
 
+    def __init__(self) -> None:  # nn.Module's own would take any option
+        super().__init__()
+
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """Features `(B, K_s, *S)` and `(B, K_t, *S)` -> scalar; ``target`` is not used."""

@@ -55,7 +55,7 @@ def test_contract_imd(check, grid, p):
     "check", [by_finite_differences, half_inputs_in_float32, finite_at_1e4, zero_at_equality], ids=name
 )  # fmt: skip
 def test_contract_rad(check, batch, grid, classes):
-    check(Annotated(RAD(classes=classes), labels(grid, classes, batch)), *tensors(grid, 4, 5, batch))
+    check(Annotated(RAD(classes=classes), labels(grid, classes, batch)), *tensors(grid, 3, 7, batch))
 
 
 def test_imd_by_hand():
@@ -74,15 +74,23 @@ def _affinity(features, target, a, b):
 @pytest.mark.parametrize("grid", GRIDS)
 def test_rad_pair_by_pair_of_the_classes_a_sample_holds(grid):
     (student, teacher), target = tensors(grid, 4, 5), labels(grid, 3)
-    target[1][target[1] == 2] = -1  # one pair left
+    target[0][target[0] == 2], target[1][target[1] == 0] = -1, -1  # one pair left in each
     terms = [
         (_affinity(student[b], target[b], *pair) - _affinity(teacher[b], target[b], *pair)) ** 2
-        for b, pairs in enumerate([list(combinations(range(3), 2)), [(0, 1)]])
-        for pair in pairs
+        for b, pair in enumerate([(0, 1), (1, 2)])
     ]
     got = RAD(classes=5)(student, teacher, target)  # classes 3 and 4 are absent from all
-    assert len(terms) == 4
-    assert got.item() == pytest.approx((sum(terms) / 4).item(), rel=1e-9)
+    assert got.item() == pytest.approx((sum(terms) / 2).item(), rel=1e-9)
+
+
+def test_rad_of_three_classes_compares_all_pairs():
+    (student, teacher), target = tensors((3, 4), 4, 5), labels((3, 4), 3)
+    terms = [
+        (_affinity(student[b], target[b], *pair) - _affinity(teacher[b], target[b], *pair)) ** 2
+        for b in range(2)
+        for pair in combinations(range(3), 2)
+    ]
+    assert RAD(classes=3)(student, teacher, target).item() == pytest.approx((sum(terms) / 6).item(), rel=1e-9)
 
 
 @pytest.mark.parametrize("only", [-1, 0, 1], ids=["ignored", "background", "foreground"])

@@ -56,7 +56,7 @@ def test_a_second_derivative_is_refused_and_not_wrong():
     student, teacher = tensors((3, 4), 3, 3)
     student.requires_grad_()
     (first,) = torch.autograd.grad(logit_kd(student, teacher).square(), student, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
+    with pytest.raises(RuntimeError, match="not have been used|once_differentiable"):
         torch.autograd.grad(first.square().sum(), student)
 
 
