@@ -211,7 +211,7 @@ def _resolve(
     content = _result_depends_on(config) | {
         "dataset": plans["dataset_name"], "fold": settings.fold, "configurations": plans["configurations"],
     }  # fmt: skip
-    if config.terms.active:
+    if config.distils:
         teacher = _teacher_of(name, settings)
         if teacher not in known:
             raise KDError(

@@ -131,7 +131,7 @@ def _distillation_terms(plans: dict, trainer: str) -> list[str]:
     trainer_class = getattr(nnunet_kd.trainer, trainer, None)
     if trainer_class is None or SECTION not in plans or not hasattr(trainer_class, "preset"):
         return []
-    return read_config(plans, trainer_class.preset, trainer).terms.active
+    return read_config(plans, trainer_class.preset, trainer).distils
 
 
 def _stock_plans(plans: dict, name: str) -> dict:
