@@ -17,7 +17,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 
-import nnunet_kd.trainer
+from nnunet_kd import named_trainers
+from nnunet_kd import trainer as trainers
 from nnunet_kd.checkpoints import load_checkpoint, save_atomically
 from nnunet_kd.config import SECTION, read_config
 from nnunet_kd.cost import count_parameters
@@ -128,7 +129,7 @@ def _plans_name(name: str | None, training_name: str, trainer: str) -> str:
 
 def _distillation_terms(plans: dict, trainer: str) -> list[str]:
     """What the training distilled, from its plans and its trainer. Empty for trainers that are not of this package."""
-    trainer_class = getattr(nnunet_kd.trainer, trainer, None)
+    trainer_class = getattr(named_trainers, trainer, None) or getattr(trainers, trainer, None)
     if trainer_class is None or SECTION not in plans or not hasattr(trainer_class, "preset"):
         return []
     return read_config(plans, trainer_class.preset, trainer).distils
