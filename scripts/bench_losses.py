@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -47,7 +48,7 @@ class Case:
         take: what the textbook form gets from our module.
         pair: it reads two stages at once.
         undrawn: settings with which nothing is drawn at random, for comparing the two forms, on small grids then.
-        warm_up: rounds before it runs as it does later on.
+        fill: samples that it has to see before it runs as it does later on; it is shown small grids until then.
         axes: numbers of spatial axes to run at.
     """
 
@@ -57,7 +58,7 @@ class Case:
     take: Callable[[nn.Module], dict] = lambda module: {}
     pair: bool = False
     undrawn: dict = field(default_factory=dict)
-    warm_up: int = 2
+    fill: int = 0
     axes: tuple[int, ...] = (2, 3)
 
     @property
@@ -89,8 +90,8 @@ CASES = (
     Case("cirkd", textbook.cirkd),
     # the default pools 24^3 pixels to 6^3, and that is then all the work there is
     Case("cirkd", textbook.cirkd, {"max_nodes": 2048}, take=lambda m: {"max_nodes": m.max_nodes}, axes=(3,)),
-    # both memories hold as much as is drawn from them after 35 steps of batch 8
-    Case("cirkd-memory", textbook.CIRKDMemory, take=_memory, warm_up=35,
+    # of four classes, 257 regions each are drawn
+    Case("cirkd-memory", textbook.CIRKDMemory, take=_memory, fill=257,
          undrawn={"pixels_per_class": 10**4, "pixel_contrast": 10**5, "max_anchors": 10**5}),
 )  # fmt: skip
 
@@ -214,8 +215,12 @@ def _row(case: Case, shape: tuple[int, ...], o: argparse.Namespace) -> dict:
     def step(form: Callable) -> None:
         torch.autograd.grad(form(student, teacher, labels), leaves)
 
+    for _ in range(math.ceil(case.fill / shape[0])):
+        small = [maps.detach()[(..., *[slice(8)] * (len(shape) - 2))] for maps in (student, teacher)]
+        for form in (theirs, ours):
+            form(*small, labels)
     jobs = {"textbook": partial(step, theirs), "ours": partial(step, ours)}
-    spent = take_turns(jobs, o.rounds, max(case.warm_up, 2 if o.device == "cpu" else 10), o.device, o.clock)
+    spent = take_turns(jobs, o.rounds, 2 if o.device == "cpu" else 10, o.device, o.clock)
     return {
         "loss": case.title, "shape": list(shape), "difference": apart, "target": TARGETS.get(case.name, 1.0),
         "textbook_ms": spread(spent["textbook"], 1e3), "ours_ms": spread(spent["ours"], 1e3),

@@ -10,6 +10,7 @@ teacher, labels), with its settings by name.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import combinations
 
@@ -151,9 +152,11 @@ def cirkd(
     student: Tensor, teacher: Tensor, target: Tensor | None = None, *, temperature: float = 0.1, max_nodes: int = 1024
 ) -> Tensor:
     """CIRKD, Yang et al. 2022, within the mini-batch: every pixel against the pixels of each sample; pair by pair."""
-    pool = F.avg_pool2d if student.ndim == 4 else F.avg_pool3d
-    while student[0, 0].numel() > max_nodes:  # the library's pooling: equal work
-        student, teacher = pool(student, 2, ceil_mode=True), pool(teacher, 2, ceil_mode=True)
+    pool, block = F.avg_pool2d if student.ndim == 4 else F.avg_pool3d, 1
+    while math.prod(math.ceil(n / block) for n in student.shape[2:]) > max_nodes:
+        block *= 2
+    if block > 1:  # the library's pooling: equal work
+        student, teacher = pool(student, block, ceil_mode=True), pool(teacher, block, ceil_mode=True)
     nodes_s, nodes_t = (F.normalize(maps, dim=1).flatten(2).transpose(1, 2) for maps in (student, teacher))
     batch, total = len(student), 0.0
     for i in range(batch):
