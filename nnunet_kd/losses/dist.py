@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from nnunet_kd.losses.precision import full_precision
 
 _EPS = 1e-8  # the published one, in the correlation's denominator
-# a teacher's row of a smaller sum of squares around its mean says nothing, and _EPS would dominate its correlation
+# a row of a smaller sum of squares around its mean says nothing, and _EPS would dominate its correlation
 _FLAT = 1e-6
 
 
@@ -19,7 +20,8 @@ class DIST(nn.Module):
 
     with Pearson's correlation r: over the classes within each of the N*P pixels, and over all N*P pixels within each class.
     Pixels and classes in which the teacher is constant have no correlation and are left out of the means (the original
-    counts them as 0).
+    counts them as 0). Where the student is constant the value counts, but passes no gradient (ours): its slope grows as 1
+    over the spread, and in bfloat16 many pixels of a young student prefer no class at all.
 
     With two classes the correlation within a pixel can only be 1 or -1: whether both networks prefer the same class. It has
     no gradient, and only the second term teaches. The same holds for a single region.
@@ -75,4 +77,5 @@ def _decorrelation(student: Tensor, teacher: Tensor, axes: list[int]) -> Tensor:
     # a floor under the root, whose slope at 0 is infinite
     lengths = (square_s * square_t).clamp_min(1e-24).sqrt()
     correlation = (student * teacher).sum(axes) / (lengths + _EPS)
+    correlation = torch.where(square_s > _FLAT, correlation, correlation.detach())
     return ((1 - correlation) * counts).sum() / counts.sum().clamp_min(1)
