@@ -15,7 +15,8 @@ from torch import nn
 
 from nnunet_kd.config import ACT, MSAN
 from nnunet_kd.errors import KDError
-from nnunet_kd.losses import decoded_consistency, reconstruction, regularisation, view_consistency
+from nnunet_kd.guard import all_finite, skip_if
+from nnunet_kd.losses import decoded_consistency, gather_with_gradient, reconstruction, regularisation, view_consistency
 from nnunet_kd.msan import SemanticAutoencoder, build_msan
 from nnunet_kd.stages import StagePair, StageTable, decode, swap
 
@@ -111,9 +112,9 @@ class AlignmentTrainer:
             return {}
         with _training(autoencoder):
             loss = autoencoder.loss(onehot, mask)
-            _step(self.autoencoder_optimizer, loss, autoencoder)
+            _step(self.autoencoder_optimizer, loss, autoencoder, "the P-SAE's")
         with torch.no_grad():
-            autoencoder.observe(autoencoder.encode(onehot))
+            autoencoder.observe(gather_with_gradient(autoencoder.encode(onehot)[None])[0])  # all ranks' samples
         return {"act_autoencoder": float(loss.detach())}
 
     def msan_step(
@@ -184,7 +185,7 @@ class AlignmentTrainer:
                     values[f"act_agreement_{name}"] = _agreement(decoded, own, regions)
                 total = total + sum(getattr(act, part) * value for part, value in parts.items())
                 values.update({f"act_{part}_{name}": float(value.detach()) for part, value in parts.items()})
-            _step(self.msan_optimizer, total, alignment.msans)
+            _step(self.msan_optimizer, total, alignment.msans, "the MSANs'")
         return values
 
     def state_dict(self) -> dict:
@@ -213,14 +214,21 @@ class _training:
         self.module.requires_grad_(False)
 
 
-def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, module: nn.Module) -> None:
-    """Step on the gradients of ``module`` alone: networks the loss ran through keep their .grad untouched."""
+def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, module: nn.Module, whose: str) -> None:
+    """Step on the gradients of ``module`` alone: networks the loss ran through keep their .grad untouched.
+
+    Raises:
+        SkipStep: NaN or Inf; nothing has changed.
+    """
     parameters = list(module.parameters())
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None and dist.is_available() and dist.is_initialized():
+    found = [g for g in gradients if g is not None]
+    if dist.is_available() and dist.is_initialized():
+        for gradient in found:
             dist.all_reduce(gradient)
             gradient /= dist.get_world_size()
+    skip_if("" if all_finite([loss, *found]) else f"{whose} loss or gradient is not finite", loss.device)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)
     optimizer.step()

@@ -111,7 +111,10 @@ def _add_plan(commands) -> None:
     p.add_argument("--width", type=float, help="student: factor on the teacher's features (default: 0.25)")
     p.add_argument("--features", type=int, nargs="+", help="features per stage; fewer than planned make a shallower network")
     p.add_argument("--preset", help="student: named settings (default: the trainer's)")
-    p.add_argument("--base-plans", metavar="PLANS", help="teacher: plans to start from (default: nnUNetPlans)")
+    base = "plans to start from (default: teacher: nnUNetPlans; student: its teacher's)"
+    p.add_argument("--base-plans", metavar="PLANS", help=base)
+    first = "second stage of a cascade: the model folder whose predictions it reads (student: default as its teacher)"
+    p.add_argument("--previous-stage", metavar="FOLDER", help=first)
     p.add_argument("--patch-size", type=int, nargs="+", help="teacher: patch size")
     p.add_argument("--batch-size", type=int, help="teacher: batch size")
     steps = "training steps in all (default: student: as its teacher; teacher: nnU-Net's 250,000)"
@@ -129,7 +132,7 @@ def _add_plan(commands) -> None:
 
 def _plan(o) -> None:
     student_only = ("teacher", "teacher_fold", "teacher_checkpoint", "width", "preset")
-    teacher_only = ("base_plans", "patch_size", "batch_size")
+    teacher_only = ("patch_size", "batch_size")
     other, wrong = ("student", student_only) if o.role == "teacher" else ("teacher", teacher_only)
     for flag in wrong:
         if getattr(o, flag) is not None:
@@ -142,7 +145,7 @@ def _plan(o) -> None:
     from nnunet_kd.plans import plan_student, plan_teacher
 
     common = dict(features=o.features, iterations=o.iterations, epochs=o.epochs, cpu_precision=o.cpu_precision,
-                  initial_lr=o.initial_lr, seed=o.seed,
+                  initial_lr=o.initial_lr, seed=o.seed, previous_stage=o.previous_stage,
                   name=o.name, overwrite=o.overwrite)  # fmt: skip
     if o.role == "teacher":
         base = o.base_plans or "nnUNetPlans"
@@ -154,13 +157,14 @@ def _plan(o) -> None:
         folds = [int(f) if f.isdigit() else f for f in o.teacher_fold or ["same"]]
         width = 0.25 if o.width is None else o.width
         planned = plan_student(
-            o.dataset, o.configuration, o.teacher, width, preset=o.preset,
+            o.dataset, o.configuration, o.teacher, width, preset=o.preset, base_plans=o.base_plans,
             teacher_fold=folds if len(folds) > 1 else folds[0],
             teacher_checkpoint=o.teacher_checkpoint or "checkpoint_final.pth", **common,
         )  # fmt: skip
         # plans that name a preset do not fit a trainer that stands for another one, the control's included
-        # and several folds have no features in common that MSANs could read
-        default = "nnUNetTrainerGKD" if len(folds) == 1 else "nnUNetTrainerKDViews"
+        # and several folds, or a transformer, have no features that MSANs could read
+        features = len(folds) == 1 and planned.plans["nnunet_kd"]["teacher"]["stages"]["channels"]
+        default = "nnUNetTrainerGKD" if features else "nnUNetTrainerKDViews"
         trainers = ["nnUNetTrainerDistillation"] if o.preset else [default, "nnUNetTrainerScheduled"]
     print(cost_table(planned.costs))
     schedule = planned.plans["nnunet_kd"]["schedule"]

@@ -49,6 +49,16 @@ class TeacherStages:
     outputs: int
     parameters: int
 
+    def check(self) -> None:
+        at_least(self, 1, "input_channels", "outputs", "parameters")
+        for name, rows in (("channels", [[c] for c in self.channels]), ("strides", self.strides)):
+            whole = all(isinstance(row, list) and row and all(type(n) is int and n > 0 for n in row) for row in rows)
+            if not whole or len(rows) != len(self.channels):
+                raise KDError(
+                    f'"{SECTION}.teacher.stages.{name}" is {getattr(self, name)}, it must hold whole numbers of at least 1 for '
+                    f"each of {len(self.channels)} stages: write the plans again with `nnunet-kd plan`"
+                )
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -63,7 +73,7 @@ class Teacher:
 
     def check(self) -> None:
         for fold in self.folds:
-            if isinstance(fold, bool) or not (isinstance(fold, int) or fold in ("same", "all")):
+            if not (type(fold) is int and fold >= 0) and fold not in ("same", "all"):
                 raise KDError(f'"{SECTION}.teacher.fold" is {fold!r}: use "same", "all", a fold number or a list of these')
         if not self.folds or len(set(map(str, self.folds))) < len(self.folds):
             raise KDError(f'"{SECTION}.teacher.fold" is {self.fold}: name at least one fold, and each once')
@@ -217,7 +227,11 @@ class Terms:
 
 @dataclass(frozen=True)
 class Config:
-    """One run. ``role`` is "teacher" for plans that only carry a schedule and a seed."""
+    """One run. ``role`` is "teacher" for plans that only carry a schedule and a seed.
+
+    ``previous_stage``: for the second stage of a cascade, the model folder whose predictions it reads, relative to
+    nnUNet_results or absolute. Without it nnU-Net takes the folder of the same trainer and plans.
+    """
 
     role: str = "student"
     preset: str | None = None
@@ -225,6 +239,7 @@ class Config:
     ramp: float = 0.05
     schedule: Schedule = field(default_factory=Schedule)
     teacher: Teacher | None = None
+    previous_stage: str | None = None
     views: Views | None = None
     msan: MSAN | None = None
     act: ACT | None = None
@@ -286,8 +301,12 @@ class Config:
         for name, target in targets.items():
             if target == "anchor" and self.views is None:
                 raise KDError(f'"{SECTION}.{name}.target" is "anchor" but there are no views: remove the key')
+        inside = [s for s in self.loss_settings if not s.on_logits]
+        if self.teacher is not None and not self.teacher.stages.channels and (inside or self.need_alignment):
+            from nnunet_kd.stages import no_stages
+
+            raise no_stages(f"the teacher, a {self.teacher.stages.family},")
         if self.teacher is not None and len(self.teacher.folds) > 1:
-            inside = [s for s in self.loss_settings if not s.on_logits]
             if inside or self.need_alignment:
                 reads = f'"losses.{inside[0].place}"' if inside else "an MSAN"
                 raise KDError(
@@ -317,7 +336,7 @@ def read_config(plans: dict, trainer_preset: str | None, trainer_name: str) -> C
     if not isinstance(section, dict):
         raise KDError(f'"{SECTION}" in the plans must be an object, got {type(section).__name__}')
     named = section.get("preset")
-    if named is not None and named not in PRESETS:
+    if named is not None and (not isinstance(named, str) or named not in PRESETS):
         raise KDError(f'"{SECTION}.preset" is "{named}": known presets are {", ".join(PRESETS)}')
     if named is not None and trainer_preset is not None and named != trainer_preset:
         raise KDError(

@@ -86,6 +86,7 @@ def one_of(config: Any, allowed: typing.Iterable[str], *names: str) -> None:
 
 
 def _where(config: Any) -> str:
-    place = {"Config": SECTION, "KD": "terms.kd", "Graph": "terms.intra/inter", "Cross": "terms.cross"}
+    place = {"Config": SECTION, "TeacherStages": "teacher.stages", "KD": "terms.kd", "Graph": "terms.intra/inter",
+             "Cross": "terms.cross"}  # fmt: skip
     name = type(config).__name__
     return place.get(name, name.lower()) if name == "Config" else f"{SECTION}.{place.get(name, name.lower())}"

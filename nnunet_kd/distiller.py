@@ -18,6 +18,7 @@ from torch import nn
 from nnunet_kd.alignment import Alignment, AlignmentTrainer
 from nnunet_kd.config import Config
 from nnunet_kd.errors import KDError
+from nnunet_kd.guard import all_finite, skip_if
 from nnunet_kd.losses import (
     balanced_logits,
     class_frequencies,
@@ -43,7 +44,8 @@ class Distiller:
         num_outputs: segmentation heads (classes, or regions).
         regions: sigmoid heads.
         classes: annotated classes, background included (with regions: combinations of regions).
-        keep_zero: per image channel, whether pixels that are exactly 0 lie outside the field of view.
+        keep_zero: per image channel, whether pixels that are exactly 0 lie outside the field of view. A cascade's data
+            hold further channels, the previous stage's segmentation as one-hot map.
     """
 
     def __init__(
@@ -65,6 +67,9 @@ class Distiller:
         self.generator = torch.Generator(device=device).manual_seed(config.seed + 1_000_003 * (rank + 1))
         self.frequencies: torch.Tensor | None = None
         self.views = Views(config.views.preset, keep_zero) if config.views else None
+        self._images = len(keep_zero)
+        # a teacher of 3d_fullres reads the images of a cascade's data alone
+        self._teacher_reads = config.teacher.stages.input_channels if config.teacher else None
         self.alignment: Alignment | None = None
         self.aligner: AlignmentTrainer | None = None
         if config.need_alignment:
@@ -175,12 +180,15 @@ class Distiller:
         """Draw the views and run the teacher.
 
         Args:
-            data: ``(B, C, *S)``, nnU-Net's augmented patches (the anchors).
+            data: ``(B, C, *S)``, nnU-Net's augmented patches (the anchors); a cascade's one-hot maps behind the images.
             onehot: annotation ``(B, L, *S)`` for the P-SAE.
             mask: ``(B, 1, *S)``, True where annotated; None without an ignore label.
             labels: class numbers ``(B, *S)`` for the losses between stages, -1 where not annotated.
+
+        Raises:
+            SkipStep: NaN or Inf in what the teacher says.
         """
-        views = [self.views(data, self.generator) for _ in range(self.view_count)]
+        views = [self._view(data) for _ in range(self.view_count)]
         # a part that reads a share of the batch takes the first of a random order: nnU-Net puts forced foreground last
         order = torch.randperm(len(data), generator=self.generator, device=data.device)
         everything = torch.cat([data, *views]) if views else data
@@ -188,7 +196,7 @@ class Distiller:
         kd, features_read = self.config.terms.kd, self.needs_features_in(step.phase)
         if self.teacher is None or not (kd or features_read or self.pair_losses is not None):
             return step
-        seen = step.data if self._teacher_sees_views(step.phase) else data
+        seen = (step.data if self._teacher_sees_views(step.phase) else data)[:, : self._teacher_reads]
         with torch.no_grad():
             if self._teacher_tap is not None and features_read:
                 self._teacher_tap.enabled = True
@@ -202,9 +210,17 @@ class Distiller:
                 step.teacher_logits = decode(self.teacher.network, features)
             else:
                 step.teacher_logits = self.teacher(seen)
+            # before a running mean or a memory takes them in
+            finite = all_finite([step.teacher_logits, *(step.teacher_features or [])])
+            skip_if("" if finite else "the teacher's prediction is not finite", self.device)
             self._observe_frequencies(step)
         step.frequencies = self.frequencies
         return step
+
+    def _view(self, data: torch.Tensor) -> torch.Tensor:
+        """A view of the images; the previous stage's segmentation of a cascade stays as it is."""
+        view = self.views(data[:, : self._images], self.generator)
+        return view if data.shape[1] == self._images else torch.cat([view, data[:, self._images :]], dim=1)
 
     def _observe_frequencies(self, step: Step) -> None:
         """How often the teacher predicts each class on the anchors, as a running mean."""

@@ -9,6 +9,10 @@ class KDError(Exception):
     """A mistake the user can mend. The message is one line and holds the fix."""
 
 
+class NotSupported(KDError, NotImplementedError):
+    """What no setting can make work. nnU-Net asks its trainers for a NotImplementedError there; the message has the reason."""
+
+
 def print_user_errors_in_one_line() -> None:
     """Let an uncaught KDError end the process with its one line instead of a traceback.
 

@@ -13,17 +13,24 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunet_kd.cascade import find_previous_stage
 from nnunet_kd.config import SECTION, Schedule, read_config, to_dict
+from nnunet_kd.configurations import configurations_of, features_of, set_features, set_patch_size
 from nnunet_kd.cost import Cost, count_parameters, measure_cost
 from nnunet_kd.errors import KDError
 from nnunet_kd.files import write_json
-from nnunet_kd.teacher import ModelFolder, build_network, describe_teacher, read_model_folder
+from nnunet_kd.teacher import (
+    ModelFolder,
+    build_network,
+    check_compatible,
+    check_patch_size,
+    describe_teacher,
+    read_model_folder,
+)
 
 TEACHER_PLANS = "nnUNetTeacherPlans"
 STUDENT_PLANS = "nnUNetKDPlans"
@@ -98,31 +105,35 @@ def plan_teacher(
     cpu_precision: str | None = None,
     initial_lr: float | None = None,
     seed: int = 0,
+    previous_stage: str | Path | None = None,
     name: str | None = None,
     overwrite: bool = False,
 ) -> Planned:
     """Write plans with a schedule (and patch, batch, widths) of their own for a teacher or any plain training.
 
-    Where the patch size changes, the number of stages, strides and kernels are planned again by nnU-Net's own rule.
+    Where the patch size changes, the number of stages, strides and kernels are planned again by nnU-Net's own rule. For the
+    second stage of a cascade, ``previous_stage`` is the model folder whose predictions it reads.
 
     Raises:
         KDError: unknown dataset or configuration, impossible sizes, existing plans that differ.
     """
     folder = preprocessed_folder(dataset)
     plans = _read_plans(folder / f"{base_plans}.json", dataset)
-    config = _flat_configuration(plans, configuration, folder)
+    configurations = configurations_of(plans, configuration, folder)
+    config = configurations[configuration]
     if patch_size is not None:
-        _set_patch_size(config, list(patch_size))
+        set_patch_size(config, list(patch_size))
     if features is not None:
-        _set_features(config, list(features))
+        set_features(config, list(features))
     if batch_size is not None:
         if batch_size < 1:
             raise KDError(f"--batch-size {batch_size} must be at least 1")
         config["batch_size"] = batch_size
     schedule = make_schedule(iterations, epochs, None, cpu_precision, initial_lr)
-    plans["configurations"] = {configuration: config}
+    plans["configurations"] = configurations
     plans["plans_name"] = plans_name(name or TEACHER_PLANS, seed)
     plans[SECTION] = {"role": "teacher", "seed": seed, "schedule": to_dict(schedule)}
+    plans[SECTION] |= _previous_stage(config, configuration, previous_stage)
     read_config(plans, "student", "nnUNetTrainerScheduled")
     network = _network(plans, configuration, folder)
     cost = measure_cost(network, config["patch_size"])
@@ -144,6 +155,8 @@ def plan_student(
     preset: str | None = None,
     teacher_fold: int | str | list = "same",
     teacher_checkpoint: str = "checkpoint_final.pth",
+    base_plans: str | None = None,
+    previous_stage: str | Path | None = None,
     name: str | None = None,
     overwrite: bool = False,
 ) -> Planned:
@@ -154,9 +167,14 @@ def plan_student(
         width: factor on the teacher's features per stage, with ``min_features`` as the floor.
         preset: named settings; by default the trainer chooses (nnUNetTrainerGKD: "default").
         teacher_fold: "same" as the student's, "all", a number, or a list whose predictions are averaged (logits only).
+        base_plans: plans of the same data whose network (of another family or depth, say), patch and batch size the student
+            takes instead of the teacher's. ``width`` is a factor on theirs.
+        previous_stage: for the second stage of a cascade, the model folder whose predictions the student reads; by default the
+            one its teacher read.
 
     Raises:
-        KDError: bad teacher folder, a student as heavy as the teacher, unknown preset, existing plans that differ.
+        KDError: bad teacher folder, a student as heavy as the teacher, unknown preset, existing plans that differ, a teacher
+            that reads other data or cannot read the student's patches.
     """
     folder = preprocessed_folder(dataset)
     model = read_model_folder(teacher)
@@ -165,30 +183,37 @@ def plan_student(
             f"teacher {model.path} was trained on {model.plans['dataset_name']}, not on {folder.name}: name a teacher of the "
             "student's own dataset"
         )
-    if model.configuration != configuration:
+    plans = deepcopy(model.plans) if base_plans is None else _read_plans(folder / f"{base_plans}.json", dataset)
+    # the second stage of a cascade may learn from a teacher that reads images alone
+    if model.configuration != configuration and "previous_stage" not in plans["configurations"].get(configuration, {}):
         raise KDError(
-            f"teacher {model.path} is a {model.configuration} model, -c says {configuration}: pass -c {model.configuration}"
+            f"teacher {model.path} is a {model.configuration} model, -c says {configuration}: pass -c {model.configuration} "
+            "(for a cascade's second stage, --base-plans PLANS with plans that have it)"
         )
     if not model.trained_folds(teacher_checkpoint):
         raise KDError(f"no fold of teacher {model.path} has a {teacher_checkpoint}: train the teacher first")
-    plans = deepcopy(model.plans)
-    config = _flat_configuration(plans, configuration, folder)
+    configurations = configurations_of(plans, configuration, folder)
+    config = configurations[configuration]
     if not 0 < width <= 1:
         raise KDError(f"--width {width} must lie in (0, 1]")
-    kwargs = config["architecture"]["arch_kwargs"]
-    wide = kwargs["features_per_stage"]
-    _set_features(config, list(features) if features else [max(min_features, round(f * width)) for f in wide])
+    wide = features_of(config)
+    set_features(config, list(features) if features else [max(min_features, round(f * width)) for f in wide])
     base = model.plans.get(SECTION, {}).get("schedule")
     schedule = make_schedule(iterations, epochs, Schedule(**base) if base else None, cpu_precision, initial_lr)
-    settings = describe_teacher(model, _relative_to_results(model), teacher_fold, teacher_checkpoint)
-    plans["configurations"] = {configuration: config}
+    settings = describe_teacher(model, _relative_to_results(model.path), teacher_fold, teacher_checkpoint)
+    plans["configurations"] = configurations
     plans["plans_name"] = plans_name(name or STUDENT_PLANS, seed)
     plans[SECTION] = {
         "role": "student", **({"preset": preset} if preset else {}), "seed": seed,
         "schedule": to_dict(schedule), "teacher": asdict(settings),
+        **_previous_stage(config, configuration, previous_stage, model),
     }  # fmt: skip
-    read_config(plans, preset or ("kd" if isinstance(teacher_fold, list) else "default"), "nnUNetTrainerDistillation")
-    student, big = _network(plans, configuration, folder), build_network(model)
+    logits_only = isinstance(teacher_fold, list) or not settings.stages.channels
+    read_config(plans, preset or ("kd" if logits_only else "default"), "nnUNetTrainerDistillation")
+    dataset_json = json.loads((folder / "dataset.json").read_text())
+    check_compatible(model, settings, plans, configuration, dataset_json)
+    student, big = _network(plans, configuration, folder), build_network(model, model.trainer)
+    check_patch_size(model, big, config["patch_size"], settings.stages.input_channels)
     if count_parameters(student) >= count_parameters(big):
         raise KDError(
             f"the student ({count_parameters(student):,} parameters) is as heavy as the teacher "
@@ -210,60 +235,15 @@ def _read_plans(file: Path, dataset: str | int) -> dict:
         raise KDError(f"{file} is not valid JSON ({error}): plan again with nnUNetv2_plan_and_preprocess") from None
 
 
-def _flat_configuration(plans: dict, configuration: str, folder: Path) -> dict:
-    """The configuration with its inheritance resolved, so that a changed architecture replaces nothing by accident."""
-    have = plans["configurations"]
-    if configuration not in have:
-        raise KDError(f"configuration {configuration} is not in plans {plans['plans_name']} of {folder.name}: use one of "
-                      f"{', '.join(have)}")  # fmt: skip
-    config = deepcopy(PlansManager(deepcopy(plans)).get_configuration(configuration).configuration)
-    config.pop("inherits_from", None)
-    for stage in ("previous_stage", "next_stage"):
-        if config.get(stage) is not None:
-            if stage == "previous_stage":
-                raise KDError(
-                    f"configuration {configuration} is the second stage of a cascade, which cannot be planned yet: "
-                    "distil 3d_fullres or 2d instead"
-                )
-            config.pop(stage)
-    return config
-
-
-def _set_patch_size(config: dict, patch_size: list[int]) -> None:
-    if len(patch_size) != len(config["patch_size"]):
-        raise KDError(f"--patch-size needs {len(config['patch_size'])} numbers for this configuration, got {patch_size}")
-    if min(patch_size) < 8:
-        raise KDError(f"--patch-size {patch_size} is too small: every axis needs at least 8 pixels")
-    kwargs = config["architecture"]["arch_kwargs"]
-    # nnU-Net's rule: halve an axis while 4 pixels remain at the bottleneck
-    _, strides, kernels, fitted, _ = get_pool_and_conv_props(config["spacing"], patch_size, 4, 999999)
-    stages = len(strides)
-    old = kwargs["features_per_stage"]
-    base, top = old[0], max(old)
-    config["patch_size"] = [int(p) for p in fitted]
-    kwargs["n_stages"] = stages
-    kwargs["strides"] = [[int(i) for i in s] for s in strides]
-    kwargs["kernel_sizes"] = [[int(i) for i in k] for k in kernels]
-    kwargs["features_per_stage"] = [min(base * 2**i, top) for i in range(stages)]
-    for key, length in (("n_conv_per_stage", stages), ("n_blocks_per_stage", stages),
-                        ("n_conv_per_stage_decoder", stages - 1)):  # fmt: skip
-        if key in kwargs:
-            kwargs[key] = (list(kwargs[key]) + [kwargs[key][-1]] * length)[:length]
-
-
-def _set_features(config: dict, features: list[int]) -> None:
-    """Set the features per stage; fewer entries than stages make a shallower network."""
-    kwargs = config["architecture"]["arch_kwargs"]
-    stages = len(features)
-    if not 2 <= stages <= kwargs["n_stages"] or min(features) < 1:
-        raise KDError(f"features {features}: give 2 to {kwargs['n_stages']} positive numbers, one per stage")
-    kwargs["n_stages"] = stages
-    kwargs["features_per_stage"] = [int(f) for f in features]
-    for key in ("strides", "kernel_sizes", "n_conv_per_stage", "n_blocks_per_stage"):
-        if key in kwargs:
-            kwargs[key] = kwargs[key][:stages]
-    # the decoder's list starts at the bottleneck: keep the entries of the remaining, higher-resolution stages
-    kwargs["n_conv_per_stage_decoder"] = kwargs["n_conv_per_stage_decoder"][-(stages - 1) :]
+def _previous_stage(
+    config: dict, configuration: str, given: str | Path | None, teacher: ModelFolder | None = None
+) -> dict[str, str]:
+    """The section's entry on the cascade's first stage, if there is one."""
+    if config.get("previous_stage") is None:
+        if given is not None:
+            raise KDError(f"--previous-stage is for the second stage of a cascade, {configuration} is none: leave it out")
+        return {}
+    return {"previous_stage": _relative_to_results(find_previous_stage(config["previous_stage"], given, teacher))}
 
 
 def _network(plans: dict, configuration: str, folder: Path) -> nn.Module:
@@ -271,9 +251,9 @@ def _network(plans: dict, configuration: str, folder: Path) -> nn.Module:
     return build_network(ModelFolder(folder, plans, dataset_json, configuration))
 
 
-def _relative_to_results(model: ModelFolder) -> str:
+def _relative_to_results(path: Path) -> str:
     results = Path(str(nnUNet_results)).resolve()
-    path = model.path.resolve()
+    path = path.resolve()
     return str(path.relative_to(results)) if path.is_relative_to(results) else str(path)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from nnunet_kd.errors import KDError
+from nnunet_kd.errors import KDError, NotSupported
 
 
 @dataclass(frozen=True)
@@ -73,17 +73,22 @@ def stage_table(network: nn.Module) -> StageTable:
     """Read the stage table off a network.
 
     Raises:
-        KDError: the network has no encoder-decoder split (Primus and other transformers).
+        NotSupported: the network has no encoder-decoder split (Primus and other transformers).
     """
     network = unwrap(network)
     encoder = getattr(network, "encoder", None)
     if encoder is None or not hasattr(network, "decoder") or not hasattr(encoder, "strides"):
-        raise KDError(
-            f"{type(network).__name__} has no encoder stages with strides, so MSAN terms (intra, inter, cross) cannot work on "
-            "it: use logit distillation (-tr nnUNetTrainerKD)"
-        )
+        raise no_stages(type(network).__name__)
     strides = list(accumulate((tuple(s) for s in encoder.strides), lambda a, b: tuple(x * y for x, y in zip(a, b))))  # noqa: B905
     return StageTable(type(network).__name__, tuple(encoder.output_channels), tuple(strides))
+
+
+def no_stages(family: str) -> NotSupported:
+    """What to say when something reads stage features of a network that has none."""
+    return NotSupported(
+        f"{family} has no encoder stages with strides, so MSANs and losses between stages cannot work on it: distil its logits "
+        "(-tr nnUNetTrainerKD or nnUNetTrainerKDViews)"
+    )
 
 
 def encode(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
+import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +22,10 @@ from torch import nn
 
 from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.config import SECTION, Teacher, TeacherStages
-from nnunet_kd.errors import KDError
+from nnunet_kd.errors import KDError, NotSupported
+from nnunet_kd.paths import trainers_path
 from nnunet_kd.stages import StageTable, stage_table
+from nnunet_kd.trust import check_architectures
 
 
 @dataclass
@@ -30,6 +36,15 @@ class ModelFolder:
     plans: dict
     dataset_json: dict
     configuration: str
+
+    @property
+    def trainer(self) -> str:
+        """Name of the trainer class: the folder's, or of a renamed folder what its first checkpoint says."""
+        parts = self.path.name.split("__")
+        if len(parts) == 3:
+            return parts[0]
+        file = next(iter(sorted(self.path.glob("fold_*/checkpoint_*.pth"))), None)
+        return "nnUNetTrainer" if file is None else load_checkpoint(file)["trainer_name"]
 
     @property
     def plans_hash(self) -> str:
@@ -59,32 +74,43 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
     """Read plans and dataset.json of a trained model folder (``.../fold_0`` is accepted too).
 
     Raises:
-        KDError: the folder or one of its files is missing or unreadable, or its name does not tell the configuration.
+        KDError: the folder or one of its files is missing or unreadable, its name does not tell the configuration, or its
+            plans name what is no network class (trust.py).
     """
     path = resolve_folder(folder)
     if path.name.startswith("fold_"):
         path = path.parent
     if not path.is_dir():
         raise KDError(f"model folder {path} does not exist: pass nnU-Net's folder TRAINER__PLANS__CONFIGURATION")
-    content = {}
-    for name in ("plans.json", "dataset.json"):
-        try:
-            content[name] = json.loads((path / name).read_text())
-        except FileNotFoundError:
-            raise KDError(f"{path / name} is missing: train the model first with nnUNetv2_train, or fix the path") from None
-        except json.JSONDecodeError as error:
-            raise KDError(f"{path / name} is not valid JSON ({error}): train the model again or restore the file") from None
-    plans, dataset_json = content["plans.json"], content["dataset.json"]
+    plans = _read_object(path / "plans.json", {"dataset_name": str, "plans_name": str, "configurations": dict})
+    dataset_json = _read_object(path / "dataset.json", {"labels": dict, "file_ending": str})
+    if not isinstance(dataset_json.get("channel_names", dataset_json.get("modality")), dict):
+        raise KDError(f"{path / 'dataset.json'} names no input channels (channel_names): restore the file")
+    check_architectures(plans, path / "plans.json")
     configuration = path.name.split("__")[-1]
     if configuration not in plans.get("configurations", {}):
         configuration = _configuration_of_checkpoint(path, plans)
     return ModelFolder(path, plans, dataset_json, configuration)
 
 
+def _read_object(file: Path, keys: dict[str, type]) -> dict:
+    restore = "train the model again or restore the file"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise KDError(f"{file} is missing: train the model first with nnUNetv2_train, or fix the path") from None
+    except ValueError as error:
+        raise KDError(f"{file} is not valid JSON ({error}): {restore}") from None
+    for key, kind in keys.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise KDError(f'{file} is not nnU-Net\'s ("{key}" is missing or no {kind.__name__}): {restore}')
+    return content
+
+
 def _configuration_of_checkpoint(path: Path, plans: dict) -> str:
     """The configuration of a renamed folder (an exported model, say), from its first checkpoint."""
     for file in sorted(path.glob("fold_*/checkpoint_*.pth")):
-        configuration = load_checkpoint(file)["init_args"]["configuration"]
+        configuration = load_checkpoint(file)["init_args"].get("configuration")
         if configuration in plans.get("configurations", {}):
             return configuration
     raise KDError(
@@ -94,13 +120,31 @@ def _configuration_of_checkpoint(path: Path, plans: dict) -> str:
 
 
 def build_network(model: ModelFolder, trainer_name: str = "nnUNetTrainer") -> nn.Module:
-    """The untrained network of a model folder, built by the trainer class that trained it, without deep supervision."""
+    """The untrained network of a model folder, built by the trainer class that trained it, without deep supervision.
+
+    Raises:
+        KDError: nnU-Net does not find the class, or it cannot build a network from these plans.
+    """
     manager = PlansManager(model.plans)
     configuration = manager.get_configuration(model.configuration)
     inputs = determine_num_input_channels(manager, configuration, model.dataset_json)
     outputs = manager.get_label_manager(model.dataset_json).num_segmentation_heads
-    trainer = recursive_find_trainer_class_by_name(trainer_name)
-    return trainer.build_network_architecture(manager, configuration, inputs, outputs, enable_deep_supervision=False)
+    if (trainers_path() / f"{trainer_name}.py").is_file():
+        trainer_name = "nnUNetTrainer"  # ours keep nnU-Net's network, and need not be in nnUNet_extTrainer to be a teacher
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search talks
+            build = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture
+        parameters = inspect.signature(build).parameters
+        if "plans_manager" in parameters or any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+            return build(manager, configuration, inputs, outputs, enable_deep_supervision=False)
+        names = ("network_arch_class_name", "network_arch_init_kwargs", "network_arch_init_kwargs_req_import")
+        old = [getattr(configuration, name) for name in names]  # the arguments of nnU-Net 2.5, which 2.8 takes as well
+        return build(*old, inputs, outputs, enable_deep_supervision=False)
+    except (RuntimeError, ImportError, AssertionError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise KDError(
+            f"cannot build the network of {model.path / 'plans.json'}: {_first_line(error)}; if its trainer lives outside "
+            "nnU-Net, set nnUNet_extTrainer to its folder (ours: `nnunet-kd trainers-path`)"
+        ) from error
 
 
 def load_network(model: ModelFolder, fold: int | str, checkpoint: str = "checkpoint_final.pth") -> nn.Module:
@@ -117,13 +161,7 @@ def load_network(model: ModelFolder, fold: int | str, checkpoint: str = "checkpo
             f'or name another fold in "{SECTION}.teacher.fold"'
         )
     content = load_checkpoint(file)
-    try:
-        network = build_network(model, content["trainer_name"])
-    except RuntimeError as error:
-        raise KDError(
-            f"cannot build the network of {file}: {str(error).splitlines()[0]}; if its trainer lives outside nnU-Net, "
-            "set nnUNet_extTrainer to its folder (ours: `nnunet-kd trainers-path`)"
-        ) from error
+    network = build_network(model, content["trainer_name"])
     try:
         network.load_state_dict(content["network_weights"])
     except (RuntimeError, KeyError) as error:
@@ -177,8 +215,11 @@ class TeacherEnsemble(FrozenTeacher):
 def describe_teacher(model: ModelFolder, folder: str, fold: int | str | list = "same",
                      checkpoint: str = "checkpoint_final.pth") -> Teacher:  # fmt: skip
     """The "teacher" part of the student's plans, stage table included, read without any trained weights."""
-    network = build_network(model)
-    table = stage_table(network) if hasattr(network, "encoder") else StageTable(type(network).__name__, (), ())
+    network = build_network(model, model.trainer)
+    try:
+        table = stage_table(network)
+    except NotSupported:  # fine for those who read its logits only
+        table = StageTable(type(network).__name__, (), ())
     manager = PlansManager(model.plans)
     stages = TeacherStages(
         family=table.family,
@@ -210,15 +251,54 @@ def load_teacher(
     check_compatible(model, settings, student_plans, student_configuration, dataset_json)
     folds = teacher_folds(settings, student_fold)
     networks = [load_network(model, fold, settings.checkpoint) for fold in folds]
+    _check_stages(model, settings, networks[0])
+    patch = PlansManager(student_plans).get_configuration(student_configuration).patch_size
+    check_patch_size(model, networks[0], patch, settings.stages.input_channels)
     if len(networks) == 1:
         return FrozenTeacher(networks[0])
     return TeacherEnsemble(networks, PlansManager(model.plans).get_label_manager(dataset_json).has_regions)
+
+
+def _check_stages(model: ModelFolder, settings: Teacher, network: nn.Module) -> None:
+    stages = settings.stages
+    if not stages.channels:
+        return
+    planned, found = StageTable.from_lists(stages.family, stages.channels, stages.strides), stage_table(network)
+    if (planned.channels, planned.strides) != (found.channels, found.strides):
+        raise KDError(
+            f'"{SECTION}.teacher.stages" says channels {list(planned.channels)} and strides {list(planned.strides)}, teacher '
+            f"{model.path} has {list(found.channels)} and {list(found.strides)}: plan the student again with `nnunet-kd plan`"
+        )
+
+
+def teacher_files(settings: Teacher, student_fold: int | str) -> list[Path]:
+    """The checkpoints of the folds that teach."""
+    model = read_model_folder(settings.folder)
+    return [model.checkpoint(fold, settings.checkpoint) for fold in teacher_folds(settings, student_fold)]
 
 
 def teacher_folds(settings: Teacher, student_fold: int | str) -> list[int | str]:
     """The teacher's folds, "same" replaced by the student's and none twice."""
     folds = [student_fold if fold == "same" else fold for fold in settings.folds]
     return list({str(fold): fold for fold in folds}.values())
+
+
+def check_patch_size(model: ModelFolder, network: nn.Module, patch_size: Sequence[int], channels: int) -> None:
+    """Raise KDError unless the teacher's network can read patches of the student's size."""
+    own = PlansManager(model.plans).get_configuration(model.configuration).patch_size
+    if list(patch_size) == list(own):
+        return
+    try:
+        with torch.no_grad():
+            size = network.eval()(torch.zeros(1, channels, *patch_size)).shape[2:]
+        if list(size) != list(patch_size):  # a transformer drops what is left over
+            raise RuntimeError(f"it predicts {list(size)}")
+    except (RuntimeError, AssertionError) as error:
+        raise KDError(
+            f"teacher {model.path} was trained on patches of {list(own)} and cannot read the student's of {list(patch_size)} "
+            f"({_first_line(error)}): a U-Net needs multiples of its strides, a transformer its own size; plan the student "
+            "with such a patch"
+        ) from None
 
 
 def check_compatible(
@@ -244,14 +324,28 @@ def check_compatible(
         )
     teacher = PlansManager(model.plans).get_configuration(model.configuration)
     student = PlansManager(student_plans).get_configuration(student_configuration)
+    if teacher.previous_stage_name is not None and student.previous_stage_name is None:
+        raise KDError(
+            f"{where} is the second stage of a cascade and reads the first one's segmentation, which {student_configuration} "
+            f"does not load: train the student as {model.configuration}"
+        )
     for key in ("spacing", "normalization_schemes", "use_mask_for_norm"):
         if teacher.configuration[key] != student.configuration[key]:
             raise KDError(
                 f"{where} was trained with {key} {teacher.configuration[key]}, the student's configuration "
                 f"{student_configuration} has {student.configuration[key]}: both must read the same preprocessed data"
             )
+    if model.plans["transpose_forward"] != student_plans["transpose_forward"]:
+        raise KDError(
+            f"{where} was trained with axes in the order {model.plans['transpose_forward']}, the student's plans say "
+            f"{student_plans['transpose_forward']}: both must read the same preprocessed data"
+        )
     if model.plans_hash != settings.plans_hash:
         raise KDError(
             f"{model.path / 'plans.json'} has changed since the student was planned (hash {model.plans_hash}, planned with "
             f"{settings.plans_hash}): plan the student again with `nnunet-kd plan`"
         )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -20,13 +20,14 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from skimage.io import imread, imsave
 
-from nnunet_kd import trainer as trainers
+from nnunet_kd import named_trainers
 from nnunet_kd.cli import main
 from nnunet_kd.config import read_config
 from nnunet_kd.evaluation.domains import parse_domain
 from nnunet_kd.evaluation.evaluate import Model, evaluate
 from nnunet_kd.paths import trainers_path
 from nnunet_kd.plans import plan_student
+from nnunet_kd.trainer import nnUNetTrainerScheduled
 
 ROOT = Path(__file__).parents[1]
 FINAL = "fold_0/checkpoint_final.pth"
@@ -139,7 +140,7 @@ def test_plan_for_a_student_prints_costs_and_the_commands_to_train(tiny_dataset,
     assert found == [("CLIplans_seed3", "nnUNetTrainerGKD"), ("CLIplans_seed3", "nnUNetTrainerScheduled")]
     assert ("-tr nnUNetTrainerGKD -device cpu\n" in out) != torch.cuda.is_available()
     for _, trainer in found:  # what it tells the user to type works with these plans
-        read_config(plans, getattr(trainers, trainer).preset, trainer)
+        read_config(plans, getattr(named_trainers, trainer, nnUNetTrainerScheduled).preset, trainer)
 
 
 def test_plan_with_a_preset_names_the_trainer_that_reads_it(tiny_dataset, tiny_teacher, capsys):
@@ -147,7 +148,7 @@ def test_plan_with_a_preset_names_the_trainer_that_reads_it(tiny_dataset, tiny_t
     assert run(*arguments, "--teacher-checkpoint", "checkpoint_best.pth", "--features", 4, 8, "--name", "CLIpreset") == 0
     plans = json.loads((tiny_dataset.preprocessed / "CLIpreset.json").read_text())
     (name,) = re.findall(r"-p CLIpreset -tr (\S+)", capsys.readouterr().out)
-    config = read_config(plans, getattr(trainers, name).preset, name)
+    config = read_config(plans, getattr(named_trainers, name).preset, name)
     assert config.preset == "kd" and config.teacher.fold == "all" and config.teacher.checkpoint == "checkpoint_best.pth"
     assert plans["configurations"]["2d"]["architecture"]["arch_kwargs"]["features_per_stage"] == [4, 8]
 
@@ -161,7 +162,7 @@ def test_plan_for_a_teacher(tiny_dataset, capsys):
     assert plans["nnunet_kd"]["schedule"]["initial_lr"] == 0.003
     assert re.search(r"^teacher +[\d,]+ +100.00%", out, re.MULTILINE) and "student" not in out
     assert printed_trainings(out) == [("CLIteacher", "nnUNetTrainerScheduled")] and "control" not in out
-    read_config(plans, trainers.nnUNetTrainerScheduled.preset, "nnUNetTrainerScheduled")
+    read_config(plans, nnUNetTrainerScheduled.preset, "nnUNetTrainerScheduled")
 
 
 def test_trainers_path_is_where_nnunet_finds_the_trainers(capsys, monkeypatch):
@@ -169,7 +170,7 @@ def test_trainers_path_is_where_nnunet_finds_the_trainers(capsys, monkeypatch):
     out = capsys.readouterr().out
     assert out.count("\n") == 1  # $(nnunet-kd trainers-path) takes all of it
     monkeypatch.setenv("nnUNet_extTrainer", out.strip())
-    assert recursive_find_trainer_class_by_name("nnUNetTrainerGKD") is trainers.nnUNetTrainerGKD
+    assert recursive_find_trainer_class_by_name("nnUNetTrainerGKD") is named_trainers.nnUNetTrainerGKD
 
 
 def test_export_writes_a_model_and_says_how_to_predict(gkd, tiny_dataset, tmp_path, capsys):
@@ -339,7 +340,7 @@ def test_mistakes_in_plan(fails, tiny_dataset, tiny_teacher, tmp_path):
     fails(*student, "--width", 0.5, "--features", 4, 8, says="--width and --features")
     fails(*student, "--features", 4, says="give 2 to 3 positive numbers")
     fails(*student, "--preset", "nope", "--name", "CLIx", says="known presets are")
-    fails(*student, "--teacher-fold", "first", "--name", "CLIx", says='"first": use "same", "all" or a fold number')
+    fails(*student, "--teacher-fold", "first", "--name", "CLIx", says='is \'first\': use "same", "all", a fold number')
     fails(*student, "--iterations", 0, says="must be at least 1")
     fails(*student, "--seed", -1, "--name", "CLIx", says="seed.* is -1")
     fails("plan", 950, "-c", "3d_fullres", "--teacher", tiny_teacher, says="is a 2d model.*pass -c 2d")
@@ -357,7 +358,7 @@ def test_flags_of_the_other_role(fails, tiny_teacher):
     student = {"--teacher": tiny_teacher, "--width": 0.5, "--preset": "kd", "--teacher-fold": 0, "--teacher-checkpoint": "a"}
     for flag, value in student.items():
         fails("plan", 950, "-c", "2d", "--role", "teacher", flag, value, says=f"{flag} is for --role student")
-    for flag, value in {"--patch-size": 16, "--batch-size": 2, "--base-plans": "nnUNetPlans"}.items():
+    for flag, value in {"--patch-size": 16, "--batch-size": 2}.items():
         fails("plan", 950, "-c", "2d", "--teacher", tiny_teacher, flag, value, says=f"{flag} is for --role teacher")
 
 

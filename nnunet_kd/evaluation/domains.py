@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import gzip
 import json
 import multiprocessing
 import re
@@ -96,19 +97,29 @@ def read_map(file: Path) -> tuple[np.ndarray, tuple[float, ...] | None]:
     """
     file = Path(file)
     if not file.is_file():
-        raise KDError(f"{file} does not exist")
+        raise KDError(f"{file} does not exist: put it there, or name the folder that holds it")
     try:
         if file.name.lower().endswith(PICTURES):
             from skimage.io import imread
 
             return np.asarray(imread(file)), None
+        if file.name.endswith(".gz"):
+            _check_gzip(file)
         import SimpleITK
 
         image = SimpleITK.ReadImage(str(file))
         array, spacing = SimpleITK.GetArrayFromImage(image), image.GetSpacing()[::-1]
     except Exception as error:  # every reader raises its own kinds
-        raise KDError(f"cannot read {file}: {' '.join(str(error).split())[:160]}") from error
+        said = " ".join(str(error).split())[:160]
+        raise KDError(f"cannot read {file} ({said}): the file is damaged, copy it again from its source") from error
     return array, tuple(float(s) for s in spacing)
+
+
+def _check_gzip(file: Path) -> None:
+    """Unpack to the end: SimpleITK fills up a truncated file with zeros and says nothing."""
+    with gzip.open(file) as packed:
+        while packed.read(1 << 20):
+            pass
 
 
 def read_image(domain: Domain, case: str, channel: int = 0) -> np.ndarray:
@@ -143,7 +154,7 @@ def _from_dataset(name: str, number: int, tag: str | None, glob: str | None, raw
     fov = folder / f"fov{tag}"
     try:
         ending = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise KDError(f"{folder / 'dataset.json'} is missing or has no file_ending: convert the dataset again") from error
     return _make(name, folder / f"images{tag}", folder / f"labels{tag}", fov if fov.is_dir() else None, ending, glob, labelled)
 

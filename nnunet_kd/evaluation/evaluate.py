@@ -22,7 +22,7 @@ from nnunet_kd.errors import KDError
 from nnunet_kd.evaluation import fsd
 from nnunet_kd.evaluation.domains import Domain, evaluate_predictions
 from nnunet_kd.evaluation.metrics import pooled, summarise
-from nnunet_kd.evaluation.predict import check_images, load_predictor, make_our_trainers_known, predict_domain
+from nnunet_kd.evaluation.predict import check_images, check_readable, load_predictor, make_our_trainers_known, predict_domain
 from nnunet_kd.evaluation.vectors import has_alignment, load_aligned_run, semantic_vectors
 from nnunet_kd.teacher import ModelFolder, load_network, read_model_folder
 
@@ -92,6 +92,8 @@ def compare_semantics(
     _check_names("domain", [source.name, *(t.name for t in targets)])
     if len(source.cases) < 2:
         raise KDError(f"source domain {source.name} has {len(source.cases)} case: FSD needs at least two")
+    for domain in (source, *targets):
+        check_readable(domain, labelled=False)
     run = load_aligned_run(folder, fold, checkpoint, with_teacher="teacher" in networks)
     found = []
     home, home_cases = semantic_vectors(run, source, networks)
@@ -148,12 +150,17 @@ def _check(models: Sequence[Model], domains: Sequence[Domain], fold: str, checkp
     """Raise KDError for what would otherwise end the evaluation after the first model's hours."""
     _check_names("model", [m.name for m in models])
     _check_names("domain", [d.name for d in domains])
+    make_our_trainers_known()
     for model in models:
         folder = read_model_folder(model.folder)
         for part in (folder, read_model_folder(model.training)) if model.training else (folder,):
             load_checkpoint(part.checkpoint(fold, checkpoint))
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
+            load_network(folder, fold, checkpoint)
         for domain in domains:
             check_images(domain, folder.dataset_json)
+    for domain in domains:
+        check_readable(domain)
 
 
 def _check_names(kind: str, names: Sequence[str]) -> None:

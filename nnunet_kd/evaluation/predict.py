@@ -92,6 +92,28 @@ def check_images(domain: Domain, dataset_json: dict) -> None:
             )
 
 
+def check_readable(domain: Domain, labelled: bool = True) -> None:
+    """Read every image and, unless told otherwise, every label once: a damaged file is named before hours of predicting.
+
+    Raises:
+        KDError: a file cannot be read, or a label is not of its image's size.
+    """
+    for case in domain.cases:
+        files = image_files(domain, case)
+        images = [read_map(file)[0] for file in files]
+        if not labelled:
+            continue
+        file = domain.labels / f"{case}{domain.file_ending}"
+        label = read_map(file)[0]
+        for source, image in zip(files, images, strict=True):
+            if image.shape[: label.ndim] != label.shape:
+                sizes = ["x".join(map(str, shape)) for shape in (label.shape, image.shape)]
+                raise KDError(
+                    f"{file} is {sizes[0]}, its image {source.name} {sizes[1]}: the files do not belong together, name the "
+                    "folders of one data set"
+                )
+
+
 def _channels(file: Path) -> int:
     if not file.name.endswith((".png", ".bmp", ".tif")):
         return 1

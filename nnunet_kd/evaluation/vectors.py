@@ -87,6 +87,8 @@ def load_aligned_run(
     }
     plans = PlansManager(model.plans)
     configuration = plans.get_configuration(model.configuration)
+    if configuration.previous_stage_name is not None:
+        raise KDError(f"{model.path} is the second stage of a cascade, which cannot be evaluated yet: name another model")
     outputs = plans.get_label_manager(model.dataset_json).num_segmentation_heads
     pairs = pair_stages(tables["teacher"], tables["student"], config.msan.stages)
     regions = plans.get_label_manager(model.dataset_json).has_regions

@@ -1,0 +1,43 @@
+"""The global random number generators: seeded, kept in a checkpoint, put back; one set of them per rank."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def of_all_ranks(value: dict) -> list[dict]:
+    """The value of every rank, on every rank; in one process its own alone."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def random_state() -> dict:
+    """State of the global random number generators, in types that a safe loader accepts."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    python = random.getstate()
+    return {
+        "python": [python[0], list(python[1]), python[2]],
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+
+
+def set_random_state(state: dict) -> None:
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
