@@ -84,7 +84,7 @@ class Distiller:
                 self.alignment = Alignment(config.msan, config.act, pairs, tables, patch_size, num_outputs, regions)
             self.alignment.to(device)
             self.aligner = AlignmentTrainer(self.alignment)
-            self.msan_terms = MSANTerms(config, self.alignment, student, regions)
+            self.msan_terms = MSANTerms(self.alignment, student, regions)
         self.pair_losses: PairLosses | None = None
         if config.loss_settings:
             with torch.random.fork_rng(devices=[]):
@@ -246,7 +246,7 @@ class Distiller:
             found |= {name: (ramp * weight, value) for name, (weight, value) in self._between_stages(step).items()}
         if step.phase != "distil" or self.alignment is None:
             return found
-        for name, value in self.msan_terms.values(step, self.teacher.network).items():
+        for name, value in self.msan_terms.values(settings, step, self.teacher.network).items():
             weight = self.weight(name.partition("_")[0], step.progress)
             share = getattr(settings.cross, name.removeprefix("cross_")) if name.startswith("cross_") else 1.0
             found[name] = (weight * share, value)

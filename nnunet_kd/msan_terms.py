@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from nnunet_kd.alignment import Alignment
-from nnunet_kd.config import Config, Graph
+from nnunet_kd.config import Cross, Graph, Terms
 from nnunet_kd.losses import (
     balanced_logits,
     class_prototypes,
@@ -22,12 +22,12 @@ from nnunet_kd.step import Step
 class MSANTerms:
     """The values of ``intra``, ``inter``, ``cross_ts`` and ``cross_st``, whichever are on."""
 
-    def __init__(self, config: Config, alignment: Alignment, student: nn.Module, regions: bool) -> None:
-        self.config, self.alignment, self.student, self.regions = config, alignment, student, regions
+    def __init__(self, alignment: Alignment, student: nn.Module, regions: bool) -> None:
+        self.alignment, self.student, self.regions = alignment, student, regions
 
-    def values(self, step: Step, teacher: nn.Module) -> dict[str, torch.Tensor]:
+    def values(self, terms: Terms, step: Step, teacher: nn.Module) -> dict[str, torch.Tensor]:
         """Unweighted values of the terms. ``step`` holds both networks' logits and features; ``teacher`` is its network."""
-        terms, found = self.config.terms, {}
+        found = {}
         if terms.intra is not None or terms.inter is not None:
             vectors = {"student": self.alignment.encode("student", step.student_features)}
             with torch.no_grad():
@@ -37,9 +37,9 @@ class MSANTerms:
                 if term is not None:
                     found[name] = self._graph(graph, term, vectors, step)
         if terms.cross is not None and terms.cross.ts:
-            found["cross_ts"] = self._cross_ts(step)
+            found["cross_ts"] = self._cross_ts(terms.cross, step)
         if terms.cross is not None and terms.cross.st:
-            found["cross_st"] = self._cross_st(step, teacher)
+            found["cross_st"] = self._cross_st(terms.cross, step, teacher)
         return found
 
     def _graph(self, graph, term: Graph, vectors: dict[str, list[torch.Tensor]], step: Step) -> torch.Tensor:
@@ -60,35 +60,34 @@ class MSANTerms:
             nodes = [class_prototypes(z, step.onehot) for z in self.alignment.maps(network, vectors)]
         return [n.expand(step.views + 1, -1, -1) for n in nodes]
 
-    def _sources(self, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sources(self, cross: Cross, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the batch that DICD reads: the student's (anchors, or views), and the anchors that belong to them."""
-        cross = self.config.terms.cross
         views = range(1, step.views + 1) if cross.views == "cross" else (0,)
         anchors = step.share(cross.share)
         return torch.cat([anchors + k * step.batch for k in views]), anchors.repeat(len(views))
 
-    def _cross_ts(self, step: Step) -> torch.Tensor:
+    def _cross_ts(self, cross: Cross, step: Step) -> torch.Tensor:
         """Teacher vectors of the anchor through the SAN's headers into the student's decoder."""
-        rows, anchors = self._sources(step)
+        rows, anchors = self._sources(cross, step)
         features = [f[rows] for f in step.student_features]
         with torch.no_grad():
             vectors = self.alignment.encode("teacher", [f[anchors] for f in step.teacher_features])
         rebuilt = self.alignment.reconstruct("student", vectors, features)
         crossed = decode(self.student, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
-        return self._against_teacher(step, crossed, anchors)
+        return self._against_teacher(cross, step, crossed, anchors)
 
-    def _cross_st(self, step: Step, teacher: nn.Module) -> torch.Tensor:
+    def _cross_st(self, cross: Cross, step: Step, teacher: nn.Module) -> torch.Tensor:
         """Student vectors through the TAN's headers into the teacher's decoder, with the teacher's anchor skips."""
-        rows, anchors = self._sources(step)
+        rows, anchors = self._sources(cross, step)
         features = [f[anchors] for f in step.teacher_features]
         vectors = self.alignment.encode("student", [f[rows] for f in step.student_features])
         rebuilt = self.alignment.reconstruct("teacher", vectors, features)
         crossed = decode(teacher, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
-        return self._against_teacher(step, crossed, anchors)
+        return self._against_teacher(cross, step, crossed, anchors)
 
-    def _against_teacher(self, step: Step, crossed: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+    def _against_teacher(self, cross: Cross, step: Step, crossed: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
         mask = None if step.mask is None else step.mask[anchors]
-        target, balance = step.teacher_logits[anchors], self.config.terms.cross.balance
+        target, balance = step.teacher_logits[anchors], cross.balance
         if balance:
             target = balanced_logits(target, step.frequencies, balance, self.regions)
         return cross_prediction_loss(crossed, target, self.regions, mask)

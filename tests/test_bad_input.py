@@ -145,7 +145,7 @@ FOLDERS = {
     "dataset.json without labels": (ALL, rewrite("dataset.json", labels=None), '("labels" is missing'),
     "dataset.json without channels": (ALL, rewrite("dataset.json", channel_names=None), "dataset.json"),
     "no checkpoint": (WITH_WEIGHTS, lambda f: (f / FINAL).unlink(), FINAL),
-    "no fold": (ALL, lambda f: shutil.rmtree(f / "fold_0"), ""),
+    "no fold": (ALL, lambda f: [shutil.rmtree(fold) for fold in f.glob("fold_*")], ""),
     "an empty checkpoint": (WITH_WEIGHTS, put(FINAL, b""), "is not a checkpoint"),
     "text for a checkpoint": (WITH_WEIGHTS, put(FINAL, b"weights"), "is not a checkpoint"),
     "half a checkpoint": (WITH_WEIGHTS, cut(0.5), "truncated or damaged"),

@@ -179,7 +179,9 @@ def test_balance_reaches_the_cross_predictions(masked):
     step, terms = run(distiller, network, data, onehot, mask=mask)
     rows = torch.tensor([0, 1])
     expected = cross_prediction_loss(crossed, balanced(step.teacher_logits[rows], 0.7, False, mask), False, mask)
-    assert distiller.msan_terms._against_teacher(step, crossed, rows).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert distiller.msan_terms._against_teacher(distiller.config.terms.cross, step, crossed, rows).item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
     plain, network, data, onehot = setup("cross")
     without = run(plain, network, data, onehot, mask=mask)[1]
     for name in ("cross_ts", "cross_st"):

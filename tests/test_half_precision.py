@@ -8,6 +8,7 @@ import pytest
 import torch
 from distilling import run, setup
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from small_runs import known_trainers, make, one_step, same, stopped, student, weights
 
 from nnunet_kd import trainer as trainer_module
@@ -131,7 +132,11 @@ def test_a_channels_last_training_is_exported_and_verified(tiny_teacher, tmp_pat
 def test_float32_leaves_nnunets_loss_and_step_as_they_are(tiny_teacher):
     trainer = make("nnUNetTrainerScheduled", student(tiny_teacher, "KDfull32", schedule=schedule("float32")))
     trainer.initialize()
-    assert type(trainer.loss) is DeepSupervisionWrapper
+    logits = [torch.randn(2, 2, 32, 32), torch.randn(2, 2, 16, 16)]
+    target = [torch.randint(0, 2, (2, 1, *z.shape[2:])).float() for z in logits]
+    stock = nnUNetTrainer._build_loss(trainer)
+    assert type(stock) is DeepSupervisionWrapper
+    assert trainer.loss(logits, target) == stock(logits, target)
     with trainer._autocast:
         assert not torch.is_autocast_enabled("cpu")
 
