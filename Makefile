@@ -8,6 +8,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 STAMP := $(VENV)/.installed
 
+# Test files at a time, each in a process of about 1.5 GB
+TEST_WORKERS ?= 2
+
 # One thread per process: nnU-Net starts worker processes of its own, and more threads than cores slow all of them down.
 export OMP_NUM_THREADS ?= 1
 
@@ -20,7 +23,7 @@ $(STAMP): setup.py pyproject.toml constraints.txt scripts/mend_torchvision.py
 	    echo "make: $(PYTHON) is missing or older than Python 3.10; name a newer one: make install PYTHON=python3.12" >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 	    echo "make: cannot make a virtual environment; on Debian and Ubuntu: apt install python3-venv" >&2; exit 1; }
-	@echo "Installing into $(VENV): 2 to 7 GB, a few minutes the first time"
+	@echo "Installing into $(VENV): 2.5 to 8 GB, a few minutes the first time"
 	@cp constraints.txt $(VENV)/constraints.txt
 	@$(PIP) install --constraint $(VENV)/constraints.txt torch torchvision || { \
 	    echo "make: the torch of constraints.txt does not install here (see above); trying any that setup.py allows" >&2; \
@@ -35,10 +38,10 @@ demo: install
 test: lint test-fast test-slow
 
 test-fast: install
-	$(BIN)/python -m pytest -m "not slow" --timeout 300
+	$(BIN)/python -m pytest -m "not slow" --timeout 300 -n $(TEST_WORKERS) --dist loadfile
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow --timeout 1800
+	$(BIN)/python -m pytest -m slow --timeout 1800 -n $(TEST_WORKERS) --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

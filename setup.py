@@ -21,7 +21,10 @@ setup(
     # `nnunet-kd trainers-path` can name it for nnUNet_extTrainer wherever the package lies.
     packages=[*find_packages(include=["nnunet_kd*"]), "nnunet_kd.trainers"],
     package_dir={"nnunet_kd.trainers": "trainers"},
-    package_data={"nnunet_kd.evaluation": ["templates/*.j2"]},
+    package_data={
+        "nnunet_kd.evaluation": ["templates/*.j2"],
+        "nnunet_kd.deploy.runner": ["requirements.txt", "README.md"],  # the export copies them with the runner
+    },
     entry_points={"console_scripts": ["nnunet-kd = nnunet_kd.cli:main"]},
     install_requires=[
         # 2.8 is the first with nnUNet_extTrainer and the present signature of build_network_architecture; the trainers
@@ -33,10 +36,12 @@ setup(
         # lower bounds where it has any: tighter ones could contradict nnunetv2's.
         "numpy>=1.24",  # arrays; 1.24 for nnunetv2, tested with 2.x
         "scipy",  # statistics of the report, distance transforms, spline fields of the synthetic vessels
+        "scikit-learn",  # t-SNE of the semantic vectors
         "scikit-image>=0.19.3",  # resizing, skeletons, PNG and TIFF files
         "matplotlib",  # pictures of the report and of the loss terms
         "SimpleITK>=2.2.1",  # 3-D images
-        "pillow",  # reads the vessel sets' GIF masks
+        "pillow",  # reads the vessel sets' GIF masks, and PNG for the runner
+        "tifffile",  # TIFF files of the runner
         "tqdm",  # progress of long runs
         # Not brought by nnunetv2:
         "PyYAML>=6",  # the comparison's file: people write it, so it needs comments and few brackets, which JSON lacks
@@ -44,8 +49,25 @@ setup(
         # nnunetv2 imports distutils while preprocessing, which Python 3.12 dropped and setuptools still supplies.
         "setuptools; python_version >= '3.12'",
     ],
-    # setuptools: one test builds the wheel in the environment itself.
-    extras_require={"test": ["pytest>=8", "pytest-timeout", "ruff", "setuptools>=70.1"]},
+    extras_require={
+        # writing ONNX (torch.onnx.export needs onnxscript; the file is run before it appears), and nnunet-kd predict
+        "onnx": ["onnx>=1.18", "onnxscript>=0.5", "onnxruntime>=1.20"],
+        # OpenVINO IR, the fastest on Intel CPUs; nncf makes int8 out of it
+        "openvino": ["openvino>=2025.0", "nncf>=2.15"],
+        # comparisons on a Slurm cluster
+        "slurm": ["submitit>=1.5"],
+        # pytest-xdist: the tests on two cores. setuptools: one test builds the wheel in the environment itself.
+        # monai: the oracle of the metrics' tests.
+        "test": [
+            "pytest>=8",
+            "pytest-timeout",
+            "pytest-xdist",
+            "ruff",
+            "setuptools>=70.1",
+            "monai>=1.4",
+            "nnunet-kd[onnx,openvino,slurm]",
+        ],
+    },
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Medical Science Apps.",

@@ -10,15 +10,15 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from nnunet_kd.config import ACT, MSAN
+from nnunet_kd import ranks
 from nnunet_kd.errors import KDError
 from nnunet_kd.guard import all_finite, skip_if
 from nnunet_kd.losses import decoded_consistency, gather_with_gradient, reconstruction, regularisation, view_consistency
 from nnunet_kd.msan import SemanticAutoencoder, build_msan
 from nnunet_kd.stages import StagePair, StageTable, decode, swap
+from nnunet_kd.term_settings import ACT, MSAN
 
 NETWORKS = ("teacher", "student")
 
@@ -28,7 +28,7 @@ class Alignment(nn.Module):
 
     Args:
         pairs: paired stages; teacher and student vectors of one pair have the same size, so headers can be exchanged.
-        tables: stage tables, ``{"teacher": ..., "student": ...}``.
+        tables: stage tables, ``{"teacher": ..., "student": ...}``, or of one of them alone (a network fitted post hoc).
         patch_size: spatial size of the training patches.
         num_labels: channels of the one-hot annotation (0: no P-SAE).
         regions: the annotation's channels are overlapping regions.
@@ -49,9 +49,10 @@ class Alignment(nn.Module):
     ) -> None:
         super().__init__()
         self.act, self.pairs = act, list(pairs)
+        self.networks = [network for network in NETWORKS if network in tables]
         self.msans = nn.ModuleDict()
         for pair in self.pairs:
-            for network in NETWORKS:
+            for network in self.networks:
                 stage, table = getattr(pair, network), tables[network]
                 try:
                     module = build_msan(msan.kind, table.width(stage), table.size(stage, patch_size), msan.dim, msan.hidden)
@@ -151,7 +152,7 @@ class AlignmentTrainer:
         values: dict[str, float] = {}
         total = 0.0
         with _training(alignment.msans):
-            for name in NETWORKS:
+            for name in alignment.networks:
                 feats = [f.float() for f in features[name]]
                 batch = len(logits[name])
                 views = len(feats[0]) // batch - 1
@@ -223,10 +224,8 @@ def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, module: nn.Modul
     parameters = list(module.parameters())
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
     found = [g for g in gradients if g is not None]
-    if dist.is_available() and dist.is_initialized():
-        for gradient in found:
-            dist.all_reduce(gradient)
-            gradient /= dist.get_world_size()
+    for gradient in found:
+        ranks.average(gradient)
     skip_if("" if all_finite([loss, *found]) else f"{whose} loss or gradient is not finite", loss.device)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from nnunet_kd.errors import KDError
-from nnunet_kd.teacher import ModelFolder, read_model_folder, resolve_folder
+from nnunet_kd.model_folder import ModelFolder, read_model_folder, resolve_folder
 
 _WRITTEN_BY = "predicted_next_stage"  # nnU-Net's folder beside a first stage's folds
 
@@ -74,3 +74,23 @@ def find_previous_stage(stage: str, given: str | Path | None, teacher: ModelFold
             f"--previous-stage {model.path} is a {model.configuration} model, the plans ask for {stage}: name one of those"
         )
     return model.path
+
+
+def first_stage_of(model: ModelFolder) -> Path | None:
+    """The first stage's model folder of a trained second stage: the one its plans name, or nnU-Net's. None for other models.
+
+    Raises:
+        KDError: a second stage whose first one is not to be found (an export names none).
+    """
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    stage = PlansManager(model.plans).get_configuration(model.configuration).previous_stage_name
+    if stage is None:
+        return None
+    try:
+        return find_previous_stage(stage, None, model)
+    except KDError as error:
+        raise KDError(
+            f"{model.path} is the second stage of a cascade and its first stage ({stage}) is not to be found "
+            f"({error}): name nnU-Net's training folder, whose plans name it, or put the {stage} model beside it"
+        ) from None

@@ -12,6 +12,7 @@ import os
 import pickle
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from nnunet_kd.trust import VARIABLE, how_to_trust, trusted
 
 REQUIRED_KEYS = {"network_weights": dict, "trainer_name": str, "init_args": dict}
 _NAME_ANOTHER = "name a file that nnUNetv2_train wrote"
+_LOGGED = ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice")
 
 
 def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") -> dict[str, Any]:
@@ -55,6 +57,12 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
     if wrong:
         raise KDError(f"{path} is not an nnU-Net checkpoint (no {', '.join(wrong)}): {_NAME_ANOTHER}")
     return checkpoint
+
+
+def logged_curves(checkpoint: Mapping) -> dict[str, list[float | None]]:
+    """Losses, pseudo Dice and distillation terms (``kd/...``) of every epoch in a checkpoint's log; None for what was off."""
+    return {k: [float(x) if isinstance(x, int | float | np.number) and not np.isnan(x) else None for x in values]
+            for k, values in checkpoint.get("logging", {}).items() if k in _LOGGED or k.startswith("kd/")}  # fmt: skip
 
 
 def numpy_numbers_allowed() -> torch.serialization.safe_globals:

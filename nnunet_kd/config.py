@@ -1,20 +1,22 @@
 """What one distillation run is: validated settings out of the student's plans file, section "nnunet_kd".
 
 The section is plain JSON. Presets give defaults, the section overrides them key by key, and a term set to null takes it
-out of the preset. Every key is checked against the dataclasses below: unknown keys, wrong types and settings that
-nothing would read are errors, never silence.
+out of the preset. Every key is checked against the dataclasses here and in term_settings.py: unknown keys, wrong types and
+settings that nothing would read are errors, never silence.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from nnunet_kd.config_checks import SECTION, at_least, build, in_range, merge, one_of
 from nnunet_kd.errors import KDError
 from nnunet_kd.loss_settings import LossSetting, read_losses
 from nnunet_kd.presets import PRESETS
+from nnunet_kd.term_settings import ACT, MSAN, Terms, Views
 
 
 @dataclass(frozen=True)
@@ -85,147 +87,6 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Views:
-    """Photometric views. ``count`` views besides the anchor; who learns from them is a setting."""
-
-    preset: str = "strong"
-    count: int = 1
-    student_loss: str = "all"
-
-    def check(self) -> None:
-        from nnunet_kd.views import list_presets
-
-        at_least(self, 1, "count")
-        one_of(self, list_presets(), "preset")
-        one_of(self, ("anchor", "all"), "student_loss")
-
-
-@dataclass(frozen=True)
-class MSAN:
-    """Model-Specific Alignment Networks: where they sit and how large they are."""
-
-    kind: str = "vector"
-    stages: list = field(default_factory=lambda: ["bottleneck"])
-    dim: int = 64
-    hidden: int = 64
-    after_act: str = "frozen"
-
-    def check(self) -> None:
-        at_least(self, 1, "dim", "hidden")
-        one_of(self, ("vector", "spatial", "map"), "kind")
-        one_of(self, ("frozen", "joint"), "after_act")
-        if not self.stages or not all(isinstance(s, str | int) and not isinstance(s, bool) for s in self.stages):
-            raise KDError(f'"{SECTION}.msan.stages" must list stages: "bottleneck", "all", encoder stage numbers, '
-                          '"decoder" or "decoder0", "decoder1", ...')  # fmt: skip
-
-
-@dataclass(frozen=True)
-class ACT:
-    """Alignment Consistency Training. ``start`` and ``end`` are fractions of the training's epochs."""
-
-    start: float = 0.1
-    end: float = 0.3
-    lr: float = 1e-3
-    reconstruction: float = 1.0
-    semantic: float = 0.1
-    consistency: float = 1.0
-    decoded: float = 1.0
-    alignment: float = 0.0
-    share: float = 1.0
-
-    def check(self) -> None:
-        in_range(self, 0, 1, "start", "end")
-        in_range(self, 1e-8, 1, "lr")
-        in_range(self, 0, 1e4, "reconstruction", "semantic", "consistency", "decoded", "alignment")
-        in_range(self, 1e-3, 1, "share")
-        if self.end <= self.start:
-            raise KDError(f'"{SECTION}.act": end ({self.end}) must lie after start ({self.start})')
-        if self.reconstruction + self.semantic + self.consistency + self.decoded + self.alignment == 0:
-            raise KDError(f'"{SECTION}.act": all weights are 0, so the MSAN would never train; raise one')
-
-
-@dataclass(frozen=True)
-class KD:
-    """Logit distillation. ``target``: the teacher's prediction on the anchor, or on the view the student sees.
-
-    ``balance`` takes that power of the classes' frequencies out of the teacher's prediction (0: as it is).
-    """
-
-    weight: float = 1.0
-    temperature: float = 1.0
-    target: str = "view"
-    balance: float = 0.0
-
-    def check(self) -> None:
-        in_range(self, 1e-9, 1e4, "weight")
-        in_range(self, 1e-2, 100, "temperature")
-        in_range(self, 0, 1, "balance")
-        one_of(self, ("anchor", "view"), "target")
-
-
-@dataclass(frozen=True)
-class Graph:
-    """One of DCGD's two graphs. ``tau`` is the softmax's temperature (0.1 unless given)."""
-
-    weight: float = 1.0
-    tau: float | None = None
-    form: str = "softmax"
-    nodes: str = "patch"
-    centred: bool = False
-    target: str = "view"
-
-    def check(self) -> None:
-        in_range(self, 1e-9, 1e4, "weight")
-        if self.tau is not None:
-            in_range(self, 1e-3, 100, "tau")
-            if self.form == "squared":
-                raise KDError(f'"{SECTION}.terms.intra/inter.tau" is set but form "squared" has no temperature: remove it')
-        one_of(self, ("softmax", "squared"), "form")
-        one_of(self, ("patch", "class"), "nodes")
-        one_of(self, ("anchor", "view"), "target")
-
-
-@dataclass(frozen=True)
-class Cross:
-    """DICD. ``views``: "same" (both networks on the anchor) or "cross" (student on a view, teacher on the anchor)."""
-
-    weight: float = 1.0
-    ts: float = 1.0
-    st: float = 1.0
-    views: str = "same"
-    share: float = 1.0
-    balance: float = 0.0
-
-    def check(self) -> None:
-        in_range(self, 1e-9, 1e4, "weight")
-        in_range(self, 0, 1e4, "ts", "st")
-        in_range(self, 0, 1, "balance")
-        in_range(self, 1e-3, 1, "share")
-        one_of(self, ("same", "cross"), "views")
-        if self.ts + self.st == 0:
-            raise KDError(f'"{SECTION}.terms.cross": ts and st are both 0; raise one or set "cross" to null')
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The distillation terms that are on. A missing or null term is off."""
-
-    kd: KD | None = None
-    intra: Graph | None = None
-    inter: Graph | None = None
-    cross: Cross | None = None
-
-    @property
-    def need_msan(self) -> bool:
-        """Whether a term reads semantic vectors."""
-        return self.intra is not None or self.inter is not None or self.cross is not None
-
-    @property
-    def active(self) -> list[str]:
-        return [f.name for f in dataclasses.fields(self) if getattr(self, f.name) is not None]
-
-
-@dataclass(frozen=True)
 class Config:
     """One run. ``role`` is "teacher" for plans that only carry a schedule and a seed.
 
@@ -246,9 +107,9 @@ class Config:
     terms: Terms = field(default_factory=Terms)
     losses: dict | None = None
 
-    @property
+    @cached_property
     def loss_settings(self) -> list[LossSetting]:
-        """The losses between stages, checked."""
+        """The losses between stages, checked. Checking builds each of them once, so not at every look."""
         return read_losses(self.losses)
 
     @property

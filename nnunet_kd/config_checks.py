@@ -14,6 +14,12 @@ from nnunet_kd.errors import KDError
 SECTION = "nnunet_kd"
 
 
+def did_you_mean(word: Any, known: typing.Iterable[str], otherwise: str) -> str:
+    """The end of a message about an unknown word: the known one it resembles, or ``otherwise``."""
+    close = difflib.get_close_matches(str(word), list(known), n=1)
+    return f'did you mean "{close[0]}"?' if close else otherwise
+
+
 def merge(base: dict, over: dict) -> dict:
     merged = deepcopy(base)
     for key, value in over.items():
@@ -30,9 +36,8 @@ def build(cls: type, data: Any, where: str) -> Any:
     hints = typing.get_type_hints(cls)
     for key in data:
         if key not in hints:
-            close = difflib.get_close_matches(str(key), list(hints), n=1)
-            hint = f'; did you mean "{close[0]}"?' if close else f"; known keys: {', '.join(hints)}"
-            raise KDError(f'unknown key "{where}.{key}" in the plans{hint}')
+            fix = did_you_mean(key, hints, f"known keys: {', '.join(hints)}")
+            raise KDError(f'unknown key "{where}.{key}" in the plans; {fix}')
     values = {key: _value(hints[key], value, f"{where}.{key}") for key, value in data.items()}
     missing = [
         f.name

@@ -94,3 +94,17 @@ def set_features(config: dict, features: list[int]) -> None:
             kwargs[key] = kwargs[key][:stages]
     # the decoder's list starts at the bottleneck: keep the entries of the remaining, higher-resolution stages
     kwargs["n_conv_per_stage_decoder"] = kwargs["n_conv_per_stage_decoder"][-(stages - 1) :]
+
+
+def set_convs(config: dict, convs: int) -> None:
+    """Set the convolutions per stage, of a residual encoder the blocks (its decoder gets at most what it had)."""
+    kwargs = config["architecture"]["arch_kwargs"]
+    stages = len(features_of(config))
+    if convs < 1:
+        raise KDError(f"--convs {convs} must be at least 1")
+    if "n_blocks_per_stage" in kwargs:
+        kwargs["n_blocks_per_stage"] = [convs] * stages
+        kwargs["n_conv_per_stage_decoder"] = [min(convs, n) for n in kwargs["n_conv_per_stage_decoder"]]
+    else:
+        kwargs["n_conv_per_stage"] = [convs] * stages
+        kwargs["n_conv_per_stage_decoder"] = [convs] * (stages - 1)

@@ -234,7 +234,7 @@ def _run_here(step: Step, log: Path) -> None:
     """One of our own commands, in this process: starting another Python and importing nnU-Net again takes seconds."""
     from nnunet_kd.cli import build_parser
 
-    with log.open("w") as file, contextlib.redirect_stdout(file):
+    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
         options = build_parser().parse_args(step.command[1:])
         options.run(options)
 
@@ -248,7 +248,7 @@ def _run(step: Step, number: int, display: Display, log: Path, environment: dict
         environment["nnUNet_n_proc_DA"] = "1"  # nnU-Net's planning cannot work with 0
     begin = time.time()
     display.show(display.line(number, step, begin))
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
         try:
             while process.poll() is None:
@@ -260,13 +260,15 @@ def _run(step: Step, number: int, display: Display, log: Path, environment: dict
             process.wait()
             raise
     if process.returncode != 0:
-        tail = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        tail = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         raise KDError(f'step "{step.name}" failed ({tail[-1] if tail else "no output"}): see {log}')
 
 
 def _epoch(log: Path) -> str:
     epochs = [
-        line.split()[-1] for line in log.read_text(errors="replace").splitlines() if " Epoch " in line and "time" not in line
+        line.split()[-1]
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if " Epoch " in line and "time" not in line
     ]
     return f", epoch {int(epochs[-1]) + 1}" if epochs and epochs[-1].isdigit() else ""
 

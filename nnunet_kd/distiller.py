@@ -12,9 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
+from nnunet_kd import ranks
 from nnunet_kd.alignment import Alignment, AlignmentTrainer
 from nnunet_kd.config import Config
 from nnunet_kd.errors import KDError
@@ -27,7 +27,7 @@ from nnunet_kd.losses import (
 from nnunet_kd.msan_terms import MSANTerms
 from nnunet_kd.pair_losses import PairLosses
 from nnunet_kd.stages import StageTable, StageTap, decode, encode, pair_stages
-from nnunet_kd.step import Step
+from nnunet_kd.step import Step, repeat_rows, rows_of
 from nnunet_kd.views import Views
 
 _FREQUENCY_MOMENTUM = 0.05
@@ -62,9 +62,8 @@ class Distiller:
     ) -> None:
         self.config, self.regions, self.device = config, regions, device
         self.student, self.teacher, self._teacher_tap = student, None, None
-        rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
         # a generator of their own: drawing views leaves the loader's random numbers, and so the batches, as they are
-        self.generator = torch.Generator(device=device).manual_seed(config.seed + 1_000_003 * (rank + 1))
+        self.generator = torch.Generator(device=device).manual_seed(config.seed + 1_000_003 * (ranks.rank() + 1))
         self.frequencies: torch.Tensor | None = None
         self.views = Views(config.views.preset, keep_zero) if config.views else None
         self._images = len(keep_zero)
@@ -91,7 +90,6 @@ class Distiller:
                 torch.manual_seed(config.seed + 1)
                 self.pair_losses = PairLosses(config.loss_settings, tables, len(patch_size), classes, regions).to(device)
         self._distributed: nn.Module | None = None
-        self._depths = {name: table.depth for name, table in (tables or {}).items()}
 
     @property
     def view_count(self) -> int:
@@ -112,7 +110,7 @@ class Distiller:
     @property
     def needs_decoder_stages(self) -> bool:
         aligned = self.alignment is not None and any(pair.decoder for pair in self.alignment.pairs)
-        return aligned or (self.pair_losses is not None and self.pair_losses.needs_decoder_stages(self._depths))
+        return aligned or (self.pair_losses is not None and self.pair_losses.needs_decoder_stages)
 
     @property
     def _losses_need_features(self) -> bool:
@@ -228,9 +226,7 @@ class Distiller:
         if not any(t is not None and t.balance for t in (settings.kd, settings.cross)):
             return
         now = class_frequencies(step.teacher_logits[: step.batch], self.regions, step.mask)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(now)
-            now /= dist.get_world_size()
+        ranks.average(now)
         if self.frequencies is None:
             self.frequencies = now
         else:
@@ -246,10 +242,8 @@ class Distiller:
             found |= {name: (ramp * weight, value) for name, (weight, value) in self._between_stages(step).items()}
         if step.phase != "distil" or self.alignment is None:
             return found
-        for name, value in self.msan_terms.values(settings, step, self.teacher.network).items():
-            weight = self.weight(name.partition("_")[0], step.progress)
-            share = getattr(settings.cross, name.removeprefix("cross_")) if name.startswith("cross_") else 1.0
-            found[name] = (weight * share, value)
+        for name, (share, value) in self.msan_terms.values(settings, step, self.teacher.network).items():
+            found[name] = (self.weight(name.partition("_")[0], step.progress) * share, value)
         return found
 
     def align(self, step: Step) -> dict[str, float]:
@@ -301,11 +295,9 @@ class Distiller:
         settings = self.config.terms.kd
         student, teacher, mask = step.student_logits, step.teacher_logits, step.mask
         seen = student.shape[0] // step.batch
-        if settings.target == "anchor":
-            teacher = _repeat(teacher[: step.batch], seen)
-        teacher = teacher[: student.shape[0]]
+        teacher = rows_of(teacher, step.batch, seen, settings.target)
         if mask is not None:
-            mask = _repeat(mask, seen)
+            mask = repeat_rows(mask, seen)
         if settings.balance:
             teacher = balanced_logits(teacher, step.frequencies, settings.balance, self.regions)
         return logit_kd(student, teacher, settings.temperature, self.regions, mask)
@@ -318,9 +310,8 @@ class Distiller:
     @property
     def _logits_of_views_read(self) -> bool:
         kd = self.config.terms.kd
-        return (kd is not None and kd.target == "view") or any(
-            s.on_logits and s.target == "view" for s in self.config.loss_settings
-        )
+        losses = self.pair_losses is not None and self.pair_losses.logits_of_views_read
+        return losses or (kd is not None and kd.target == "view")
 
     def _teacher_sees_views(self, phase: str) -> bool:
         """Whether any active part reads the teacher on the views; the anchor is enough for most cross-view settings."""
@@ -332,8 +323,3 @@ class Distiller:
         graphs = any(g is not None and g.target == "view" for g in (settings.intra, settings.inter))
         aligning = phase == "act" or self.config.msan.after_act == "joint"
         return graphs or (aligning and self.config.act.consistency > 0)
-
-
-def _repeat(x: torch.Tensor, times: int) -> torch.Tensor:
-    """Repeat along the batch axis in the order of the views: all samples, then all samples again."""
-    return x if times == 1 else x.repeat(times, *[1] * (x.ndim - 1))

@@ -13,6 +13,11 @@ class NotSupported(KDError, NotImplementedError):
     """What no setting can make work. nnU-Net asks its trainers for a NotImplementedError there; the message has the reason."""
 
 
+def first_line(error: Exception) -> str:
+    """What an exception says, in one line; its class where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 def print_user_errors_in_one_line() -> None:
     """Let an uncaught KDError end the process with its one line instead of a traceback.
 

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from nnunet_kd.errors import KDError
+from nnunet_kd.ranks import of_all_ranks, world_size
 
 LIMIT = 20  # more than a gradient scaler takes to find its scale from its start at 2^16
 
@@ -39,7 +40,7 @@ def require_finite(values: dict[str, torch.Tensor | float], device: torch.device
 def skip_if(reason: str, device: torch.device) -> None:
     """Raise SkipStep on all ranks if one of them has a reason (a text that is not empty). Every rank must call this."""
     found = bool(reason)
-    if _ranks() > 1:
+    if world_size() > 1:
         flag = torch.tensor(float(found), device=device)
         dist.all_reduce(flag)
         found = flag.item() > 0
@@ -106,12 +107,6 @@ def _cases(batch: dict) -> str:
 
 
 def _of_all_ranks(reason: str) -> str:
-    if _ranks() == 1:
+    if world_size() == 1:
         return reason
-    reasons: list[str | None] = [None] * _ranks()
-    dist.all_gather_object(reasons, reason)
-    return "; ".join(f"rank {rank}: {found}" for rank, found in enumerate(reasons) if found)
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return "; ".join(f"rank {rank}: {found}" for rank, found in enumerate(of_all_ranks(reason)) if found)

@@ -18,13 +18,12 @@ given) and "target".
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from dataclasses import dataclass
 from typing import Any
 
-from nnunet_kd.config_checks import SECTION
+from nnunet_kd.config_checks import SECTION, did_you_mean
 from nnunet_kd.errors import KDError
 
 GEOMETRY = ("student_channels", "teacher_channels", "dims", "classes", "regions")  # what the trainer knows and passes
@@ -90,8 +89,7 @@ def _read(place: str, name: str, options: Any, where: str) -> LossSetting:
     if name == "kd":
         raise KDError(f'"{where}.kd": logit distillation is the term "{SECTION}.terms.kd"; set it there')
     if name not in LOSSES:
-        close = difflib.get_close_matches(str(name), list(LOSSES), n=1)
-        fix = f'did you mean "{close[0]}"?' if close else f"known losses: {', '.join(n for n in LOSSES if n != 'kd')}"
+        fix = did_you_mean(name, LOSSES, f"known losses: {', '.join(n for n in LOSSES if n != 'kd')}")
         raise KDError(f'unknown loss "{where}.{name}"; {fix}')
     loss, where = LOSSES[name], f"{where}.{name}"
     if not isinstance(options, dict):
@@ -99,8 +97,8 @@ def _read(place: str, name: str, options: Any, where: str) -> LossSetting:
     if (place == "logits") != (loss.reads == "logits"):
         fix = 'put it under "logits"' if loss.reads == "logits" else 'put it under a stage, such as "bottleneck"'
         raise KDError(f'"{where}": {name} compares {loss.reads}: {fix}')
-    if ("+" in place) != _takes_pairs(loss) and place not in ("all", "decoder"):
-        fix = 'name two stages, such as "encoder0+encoder1"' if _takes_pairs(loss) else "name one stage"
+    if ("+" in place) != takes_pairs(loss) and place not in ("all", "decoder"):
+        fix = 'name two stages, such as "encoder0+encoder1"' if takes_pairs(loss) else "name one stage"
         raise KDError(f'"{where}": {fix}')
     own = dict(options)
     weight, target = own.pop("weight", loss.weight), own.pop("target", "view")
@@ -112,7 +110,8 @@ def _read(place: str, name: str, options: Any, where: str) -> LossSetting:
     return LossSetting(place, name, float(weight), target, own)
 
 
-def _takes_pairs(loss: type) -> bool:
+def takes_pairs(loss: type) -> bool:
+    """Whether a loss compares two stages of each network at once."""
     return getattr(loss, "pairs", False)
 
 
@@ -121,8 +120,8 @@ def _check_options(loss: type, options: dict, where: str) -> None:
     known = [p for p in parameters if p != "self" and p not in GEOMETRY]
     for key in options:
         if key not in known:
-            close = difflib.get_close_matches(str(key), [*known, "weight", "target"], n=1)
-            fix = f'did you mean "{close[0]}"?' if close else f"known keys: {', '.join(['weight', 'target', *known])}"
+            words = ["weight", "target", *known]
+            fix = did_you_mean(key, words, f"known keys: {', '.join(words)}")
             raise KDError(f'unknown key "{where}.{key}" in the plans; {fix}')
         default = parameters[key].default
         right = float if isinstance(default, float) else type(default)
@@ -138,6 +137,6 @@ def _check_options(loss: type, options: dict, where: str) -> None:
 
 def example_geometry(loss: type) -> dict[str, Any]:
     """Smallest geometry a loss can be built with: to check its options before any network exists."""
-    channels = (1, 1) if _takes_pairs(loss) else 1
+    channels = (1, 1) if takes_pairs(loss) else 1
     values = {"student_channels": channels, "teacher_channels": channels, "dims": 2, "classes": 2, "regions": False}
     return {k: v for k, v in values.items() if k in inspect.signature(loss.__init__).parameters}

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from nnunet_kd.alignment import Alignment
-from nnunet_kd.config import Cross, Graph, Terms
 from nnunet_kd.losses import (
     balanced_logits,
     class_prototypes,
@@ -17,6 +16,7 @@ from nnunet_kd.losses import (
 )
 from nnunet_kd.stages import decode, swap
 from nnunet_kd.step import Step
+from nnunet_kd.term_settings import Cross, Graph, Terms
 
 
 class MSANTerms:
@@ -25,8 +25,11 @@ class MSANTerms:
     def __init__(self, alignment: Alignment, student: nn.Module, regions: bool) -> None:
         self.alignment, self.student, self.regions = alignment, student, regions
 
-    def values(self, terms: Terms, step: Step, teacher: nn.Module) -> dict[str, torch.Tensor]:
-        """Unweighted values of the terms. ``step`` holds both networks' logits and features; ``teacher`` is its network."""
+    def values(self, terms: Terms, step: Step, teacher: nn.Module) -> dict[str, tuple[float, torch.Tensor]]:
+        """Values of the terms, each with its share of its setting's weight.
+
+        ``step`` holds both networks' logits and features; ``teacher`` is the teacher's network.
+        """
         found = {}
         if terms.intra is not None or terms.inter is not None:
             vectors = {"student": self.alignment.encode("student", step.student_features)}
@@ -35,11 +38,11 @@ class MSANTerms:
             for name, graph in (("intra", intra_graph_loss), ("inter", inter_graph_loss)):
                 term = getattr(terms, name)
                 if term is not None:
-                    found[name] = self._graph(graph, term, vectors, step)
+                    found[name] = (1.0, self._graph(graph, term, vectors, step))
         if terms.cross is not None and terms.cross.ts:
-            found["cross_ts"] = self._cross_ts(terms.cross, step)
+            found["cross_ts"] = (terms.cross.ts, self._cross_ts(terms.cross, step))
         if terms.cross is not None and terms.cross.st:
-            found["cross_st"] = self._cross_st(terms.cross, step, teacher)
+            found["cross_st"] = (terms.cross.st, self._cross_st(terms.cross, step, teacher))
         return found
 
     def _graph(self, graph, term: Graph, vectors: dict[str, list[torch.Tensor]], step: Step) -> torch.Tensor:

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from nnunet_kd.config_checks import SECTION
 from nnunet_kd.errors import KDError
-from nnunet_kd.loss_settings import LossSetting
+from nnunet_kd.loss_settings import LossSetting, takes_pairs
 from nnunet_kd.losses.registry import LOSSES
 from nnunet_kd.stages import StageTable, pair_stages
+from nnunet_kd.step import repeat_rows, rows_of
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -47,23 +48,25 @@ class PairLosses(nn.Module):
                 self.settings.append(setting)
                 self.stages.append((student, teacher))
                 self.losses.append(_make(setting, student, teacher, tables, dims, classes, regions))
-
-    @property
-    def needs_features(self) -> bool:
-        return any(not s.on_logits for s in self.settings)
-
-    def needs_decoder_stages(self, depth: dict[str, int]) -> bool:
-        """Whether a loss reads a decoder stage of a network with this many encoder stages."""
-        return any(
-            stage >= depth[name]
+        # a list of features holds the encoder's stages first
+        self.needs_decoder_stages = any(
+            stage >= tables[name].depth
             for pair in self.stages
             for name, side in zip(("student", "teacher"), pair, strict=True)
             for stage in side
         )
 
     @property
+    def needs_features(self) -> bool:
+        return any(not s.on_logits for s in self.settings)
+
+    @property
     def teacher_sees_views(self) -> bool:
         return any(s.target == "view" for s in self.settings)
+
+    @property
+    def logits_of_views_read(self) -> bool:
+        return any(s.on_logits and s.target == "view" for s in self.settings)
 
     @property
     def names(self) -> list[str]:
@@ -90,11 +93,11 @@ class PairLosses(nn.Module):
         """
         found: dict[str, tuple[float, Tensor]] = {}
         rows = student_logits.shape[0] // batch
-        labels = labels.repeat(rows, *[1] * (labels.ndim - 1))
+        labels = repeat_rows(labels, rows)
         for setting, (of_student, of_teacher), loss in zip(self.settings, self.stages, self.losses, strict=True):
             s = [student[i] for i in of_student] or [student_logits]
             t = [teacher[i] for i in of_teacher] or [teacher_logits]
-            t = [_rows(x, batch, rows, setting.target) for x in t]
+            t = [rows_of(x, batch, rows, setting.target) for x in t]
             s = [_to_grid(x, y) for x, y in zip(s, t, strict=True)]
             value = loss(s[0], t[0], labels) if len(s) == 1 else loss(tuple(s), tuple(t), labels)
             weight, before = found.get(_key(setting), (setting.weight, 0.0))
@@ -104,13 +107,6 @@ class PairLosses(nn.Module):
 
 def _key(setting: LossSetting) -> str:
     return f"{setting.name}@{setting.place}"
-
-
-def _rows(x: Tensor, batch: int, rows: int, target: str) -> Tensor:
-    """The teacher's rows that belong to the student's: of the same view, or of the anchor again and again."""
-    if target == "anchor" or x.shape[0] == batch:
-        return x[:batch].repeat(rows, *[1] * (x.ndim - 1))
-    return x[: rows * batch]
 
 
 def _to_grid(student: Tensor, teacher: Tensor) -> Tensor:
@@ -129,7 +125,7 @@ def _places(setting: LossSetting, tables: dict[str, StageTable] | None) -> list[
     where = f"{SECTION}.losses.{setting.place}"
     if setting.place in ("all", "decoder"):
         pairs = pair_stages(tables["teacher"], tables["student"], [setting.place], where)
-        if getattr(LOSSES[setting.name], "pairs", False):
+        if takes_pairs(LOSSES[setting.name]):
             if len(pairs) < 2:
                 raise KDError(f'"{where}.{setting.name}" compares neighbouring stages, and the networks share only one')
             return [((a.student, b.student), (a.teacher, b.teacher)) for a, b in zip(pairs, pairs[1:], strict=False)]

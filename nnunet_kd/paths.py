@@ -1,12 +1,28 @@
-"""Where the installed package keeps what other programs must be pointed to."""
+"""Where things lie: nnU-Net's folders, and what the installed package keeps for other programs to be pointed to."""
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
 import nnunet_kd
 from nnunet_kd.errors import KDError
+
+NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def require_environment(*names: str) -> None:
+    """Raise KDError for the first nnUNet_* variable (default: all three) that is not set."""
+    for name in names or NNUNET_FOLDERS:
+        nnunet_folder(name)
+
+
+def nnunet_folder(variable: str) -> Path:
+    """The folder that one of nnU-Net's variables names. Raises KDError if it is not set."""
+    if not os.environ.get(variable):
+        raise KDError(f"environment variable {variable} is not set: export {variable}=/path/to/{variable}")
+    return Path(os.environ[variable])
 
 
 def trainers_path() -> Path:

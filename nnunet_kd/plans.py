@@ -19,18 +19,13 @@ from torch import nn
 
 from nnunet_kd.cascade import find_previous_stage
 from nnunet_kd.config import SECTION, Schedule, read_config, to_dict
-from nnunet_kd.configurations import configurations_of, features_of, set_features, set_patch_size
+from nnunet_kd.configurations import configurations_of, features_of, set_convs, set_features, set_patch_size
 from nnunet_kd.cost import Cost, count_parameters, measure_cost
 from nnunet_kd.errors import KDError
 from nnunet_kd.files import write_json
-from nnunet_kd.teacher import (
-    ModelFolder,
-    build_network,
-    check_compatible,
-    check_patch_size,
-    describe_teacher,
-    read_model_folder,
-)
+from nnunet_kd.model_folder import ModelFolder, build_network, read_model_folder
+from nnunet_kd.paths import NNUNET_FOLDERS, require_environment
+from nnunet_kd.teacher import check_compatible, check_patch_size, describe_teacher
 
 TEACHER_PLANS = "nnUNetTeacherPlans"
 STUDENT_PLANS = "nnUNetKDPlans"
@@ -46,13 +41,6 @@ class Planned:
     costs: dict[str, Cost]
 
 
-def require_environment(*names: str) -> None:
-    """Raise KDError for the first nnUNet_* variable that is not set."""
-    for name in names or ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-        if not os.environ.get(name):
-            raise KDError(f"environment variable {name} is not set: export {name}=/path/to/{name}")
-
-
 def preprocessed_folder(dataset: str | int) -> Path:
     """nnUNet_preprocessed/DatasetXXX_NAME for an id or a name."""
     require_environment()
@@ -60,7 +48,7 @@ def preprocessed_folder(dataset: str | int) -> Path:
         # nnU-Net's look-up takes an id as int, or the full name
         name = maybe_convert_to_dataset_name(int(dataset) if str(dataset).isdigit() else str(dataset))
     except RuntimeError:
-        places = ", ".join(os.environ[n] for n in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"))
+        places = ", ".join(os.environ[n] for n in NNUNET_FOLDERS)
         raise KDError(
             f"dataset {dataset} is unknown to nnU-Net (looked in {places}): convert it first (`nnunet-kd convert`, or a "
             "converter of nnU-Net's)"
@@ -140,6 +128,35 @@ def plan_teacher(
     return _write(folder, plans, {"teacher": cost}, overwrite)
 
 
+def student_base(
+    dataset: str | int, configuration: str, teacher: str | Path, base_plans: str | None = None,
+    checkpoint: str = "checkpoint_final.pth",
+) -> tuple[Path, ModelFolder, dict, dict]:  # fmt: skip
+    """What a student's plans start from: preprocessed folder, teacher, a copy of the plans, and their configurations.
+
+    Raises:
+        KDError: unknown dataset, a teacher of another one, untrained, or of another configuration.
+    """
+    folder = preprocessed_folder(dataset)
+    model = read_model_folder(teacher)
+    if model.plans["dataset_name"] != folder.name:
+        raise KDError(
+            f"teacher {model.path} was trained on {model.plans['dataset_name']}, not on {folder.name}: name a teacher of the "
+            "student's own dataset"
+        )
+    plans = deepcopy(model.plans) if base_plans is None else _read_plans(folder / f"{base_plans}.json", dataset)
+    # the second stage of a cascade may learn from a teacher that reads images alone
+    if model.configuration != configuration and "previous_stage" not in plans["configurations"].get(configuration, {}):
+        raise KDError(
+            f"teacher {model.path} is a {model.configuration} model, -c says {configuration}: pass -c {model.configuration} "
+            "(for a cascade's second stage, --base-plans PLANS with plans that have it)"
+        )
+    if not model.trained_folds(checkpoint):
+        raise KDError(f"no fold of teacher {model.path} has a {checkpoint}: train the teacher first")
+    configurations = configurations_of(plans, configuration, folder)
+    return folder, model, plans, configurations
+
+
 def plan_student(
     dataset: str | int,
     configuration: str,
@@ -147,6 +164,8 @@ def plan_student(
     width: float = 0.25,
     min_features: int = 4,
     features: Sequence[int] | None = None,
+    depth: int | None = None,
+    convs: int | None = None,
     iterations: int | None = None,
     epochs: int | None = None,
     cpu_precision: str | None = None,
@@ -165,6 +184,8 @@ def plan_student(
     Args:
         teacher: nnU-Net model folder TRAINER__PLANS__CONFIGURATION; stored relative to nnUNet_results where it lies in it.
         width: factor on the teacher's features per stage, with ``min_features`` as the floor.
+        depth: number of stages, counted from the full resolution; by default all of the teacher's.
+        convs: convolutions per stage (blocks of a residual encoder); by default as the teacher's.
         preset: named settings; by default the trainer chooses (nnUNetTrainerGKD: "default").
         teacher_fold: "same" as the student's, "all", a number, or a list whose predictions are averaged (logits only).
         base_plans: plans of the same data whose network (of another family or depth, say), patch and batch size the student
@@ -176,28 +197,16 @@ def plan_student(
         KDError: bad teacher folder, a student as heavy as the teacher, unknown preset, existing plans that differ, a teacher
             that reads other data or cannot read the student's patches.
     """
-    folder = preprocessed_folder(dataset)
-    model = read_model_folder(teacher)
-    if model.plans["dataset_name"] != folder.name:
-        raise KDError(
-            f"teacher {model.path} was trained on {model.plans['dataset_name']}, not on {folder.name}: name a teacher of the "
-            "student's own dataset"
-        )
-    plans = deepcopy(model.plans) if base_plans is None else _read_plans(folder / f"{base_plans}.json", dataset)
-    # the second stage of a cascade may learn from a teacher that reads images alone
-    if model.configuration != configuration and "previous_stage" not in plans["configurations"].get(configuration, {}):
-        raise KDError(
-            f"teacher {model.path} is a {model.configuration} model, -c says {configuration}: pass -c {model.configuration} "
-            "(for a cascade's second stage, --base-plans PLANS with plans that have it)"
-        )
-    if not model.trained_folds(teacher_checkpoint):
-        raise KDError(f"no fold of teacher {model.path} has a {teacher_checkpoint}: train the teacher first")
-    configurations = configurations_of(plans, configuration, folder)
-    config = configurations[configuration]
     if not 0 < width <= 1:
         raise KDError(f"--width {width} must lie in (0, 1]")
+    folder, model, plans, configurations = student_base(dataset, configuration, teacher, base_plans, teacher_checkpoint)
+    config = configurations[configuration]
     wide = features_of(config)
-    set_features(config, list(features) if features else [max(min_features, round(f * width)) for f in wide])
+    if depth is not None and not 2 <= depth <= len(wide):
+        raise KDError(f"--depth {depth} must lie in 2 to {len(wide)}, the stages of the plans it starts from")
+    if convs is not None:
+        set_convs(config, convs)
+    set_features(config, list(features) if features else [max(min_features, round(f * width)) for f in wide[:depth]])
     base = model.plans.get(SECTION, {}).get("schedule")
     schedule = make_schedule(iterations, epochs, Schedule(**base) if base else None, cpu_precision, initial_lr)
     settings = describe_teacher(model, _relative_to_results(model.path), teacher_fold, teacher_checkpoint)
@@ -210,7 +219,7 @@ def plan_student(
     }  # fmt: skip
     logits_only = isinstance(teacher_fold, list) or not settings.stages.channels
     read_config(plans, preset or ("kd" if logits_only else "default"), "nnUNetTrainerDistillation")
-    dataset_json = json.loads((folder / "dataset.json").read_text())
+    dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     check_compatible(model, settings, plans, configuration, dataset_json)
     student, big = _network(plans, configuration, folder), build_network(model, model.trainer)
     check_patch_size(model, big, config["patch_size"], settings.stages.input_channels)
@@ -228,7 +237,7 @@ def plan_student(
 
 def _read_plans(file: Path, dataset: str | int) -> dict:
     try:
-        return json.loads(file.read_text())
+        return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise KDError(f"{file} does not exist: run `nnUNetv2_plan_and_preprocess -d {dataset}` first") from None
     except json.JSONDecodeError as error:
@@ -247,7 +256,7 @@ def _previous_stage(
 
 
 def _network(plans: dict, configuration: str, folder: Path) -> nn.Module:
-    dataset_json = json.loads((folder / "dataset.json").read_text())
+    dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     return build_network(ModelFolder(folder, plans, dataset_json, configuration))
 
 
@@ -261,7 +270,7 @@ def _write(folder: Path, plans: dict, costs: dict[str, Cost], overwrite: bool) -
     file = folder / f"{plans['plans_name']}.json"
     if file.exists() and not overwrite:
         trained = sorted(Path(str(nnUNet_results)).glob(f"{folder.name}/*__{plans['plans_name']}__*"))
-        if trained and json.loads(file.read_text()) != plans:
+        if trained and json.loads(file.read_text(encoding="utf-8")) != plans:
             raise KDError(
                 f"{file} exists with other settings and {trained[0].name} was trained with it: pass --name to keep both, or "
                 "--overwrite"

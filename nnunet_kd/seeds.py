@@ -1,4 +1,4 @@
-"""The global random number generators: seeded, kept in a checkpoint, put back; one set of them per rank."""
+"""The global random number generators: seeded, kept in a checkpoint, put back."""
 
 from __future__ import annotations
 
@@ -6,22 +6,12 @@ import random
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 
 def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-
-
-def of_all_ranks(value: dict) -> list[dict]:
-    """The value of every rank, on every rank; in one process its own alone."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values: list = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def random_state() -> dict:

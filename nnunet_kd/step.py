@@ -32,3 +32,20 @@ class Step:
     def share(self, share: float) -> torch.Tensor:
         """Row numbers of a share of the anchors, at least one."""
         return self.order[: max(1, round(share * self.batch))]
+
+
+def repeat_rows(x: torch.Tensor, times: int) -> torch.Tensor:
+    """Repeat along the batch axis in the order of the views: all samples, then all samples again."""
+    return x if times == 1 else x.repeat(times, *[1] * (x.ndim - 1))
+
+
+def rows_of(teacher: torch.Tensor, batch: int, times: int, target: str) -> torch.Tensor:
+    """The teacher's rows beside the student's ``times * batch``: of the same views, or of the anchor again and again.
+
+    Args:
+        teacher: rows of the anchors and, where it has read them, of the views.
+        target: "view" or "anchor".
+    """
+    if target == "anchor" or teacher.shape[0] == batch:
+        return repeat_rows(teacher[:batch], times)
+    return teacher[: times * batch]

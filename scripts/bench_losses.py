@@ -25,10 +25,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench import textbook
-from bench.timing import describe_machine, markdown, spread, take_turns
+from bench.timing import describe_machine, spread, take_turns
 from torch import Tensor, nn
 
 from nnunet_kd.errors import KDError
+from nnunet_kd.text_tables import markdown_table
 
 LOGITS = ("8x4x256x256", "2x4x96x96x96")
 FEATURES = ("8x64x64x64", "2x64x24x24x24")
@@ -49,7 +50,6 @@ class Case:
         pair: it reads two stages at once.
         undrawn: settings with which nothing is drawn at random, for comparing the two forms, on small grids then.
         fill: samples that it has to see before it runs as it does later on; it is shown small grids until then.
-        axes: numbers of spatial axes to run at.
     """
 
     name: str
@@ -59,7 +59,6 @@ class Case:
     pair: bool = False
     undrawn: dict = field(default_factory=dict)
     fill: int = 0
-    axes: tuple[int, ...] = (2, 3)
 
     @property
     def title(self) -> str:
@@ -87,9 +86,7 @@ CASES = (
     Case("cwd-features", textbook.cwd),
     Case("imd", textbook.imd),
     Case("rad", textbook.rad, take=lambda m: {"classes": m.classes}),
-    Case("cirkd", textbook.cirkd),
-    # the default pools 24^3 pixels to 6^3, and that is then all the work there is
-    Case("cirkd", textbook.cirkd, {"max_nodes": 2048}, take=lambda m: {"max_nodes": m.max_nodes}, axes=(3,)),
+    Case("cirkd", textbook.cirkd, take=lambda m: {"max_nodes": m.max_nodes}),
     # of four classes, 257 regions each are drawn
     Case("cirkd-memory", textbook.CIRKDMemory, take=_memory, fill=257,
          undrawn={"pixels_per_class": 10**4, "pixel_contrast": 10**5, "max_anchors": 10**5}),
@@ -200,7 +197,7 @@ def _measure(o: argparse.Namespace) -> list[dict]:
     shapes = {reads: [_shape(f"--{reads}", text) for text in getattr(o, reads)] for reads in ("logits", "features")}
     torch.set_num_threads(o.threads)
     rows = [(case, shape) for case in CASES if case.name in o.losses for shape in shapes[LOSSES[case.name].reads]]
-    return [_row(case, shape, o) for case, shape in rows if len(shape) - 2 in case.axes]
+    return [_row(case, shape, o) for case, shape in rows]
 
 
 def _row(case: Case, shape: tuple[int, ...], o: argparse.Namespace) -> dict:
@@ -236,7 +233,7 @@ def _table(figures: list[dict]) -> str:
             f["loss"], "x".join(map(str, f["shape"])), f"{f['textbook_ms']['median']:.1f}", f"{f['ours_ms']['median']:.1f}",
             f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})", f"{f['target']:g}", f"{f['difference']:.0e}",
         ])  # fmt: skip
-    return markdown(lines)
+    return markdown_table(lines)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
     python scripts/bench_precision.py
 
-Random patches, one thread, the fastest of a few steps. What `cpu_precision` and the memory format in trainer.py were chosen by.
+Random patches, one thread, the fastest of a few steps. `cpu_precision` and the memory format in scheduled.py were chosen by it.
 """
 
 from __future__ import annotations

@@ -28,10 +28,11 @@ from unittest import mock
 
 from bench.folders import Row, Trainers, bench_folders
 from bench.parts import time_of_parts
-from bench.timing import describe_machine, markdown, spread, take_turns
+from bench.timing import describe_machine, spread, take_turns
 
 from nnunet_kd.errors import KDError
 from nnunet_kd.presets import PRESETS
+from nnunet_kd.text_tables import markdown_table
 
 PEAK_STEPS = 3
 
@@ -193,7 +194,7 @@ def _own_peak(trainers: Trainers, row: Row) -> float:
     if not status.is_file():
         return math.nan
     # not getrusage's: that one remembers the size of the process this one was started from
-    return int(status.read_text().split("VmHWM:")[1].split()[0]) / 2**10
+    return int(status.read_text(encoding="utf-8").split("VmHWM:")[1].split()[0]) / 2**10
 
 
 def _peak_in_a_process_of_its_own(arguments: Sequence[str] | None, row: int) -> float:
@@ -219,7 +220,7 @@ def _table(figures: list[dict], memory: bool) -> str:
             f"{f['strict_floor_ms']['median']:.1f}", f"{f['strict_ratio']['median']:.2f}",
             *([f"{f['peak_mib']:.0f}"] if memory else []),
         ])  # fmt: skip
-    return markdown(lines)
+    return markdown_table(lines)
 
 
 def _where_table(figures: list[dict]) -> str:
@@ -229,7 +230,7 @@ def _where_table(figures: list[dict]) -> str:
     titles = {"terms": "all terms", "rest": "student and rest"}
     lines = [["preset, ms", *(titles.get(n, n) for n in names)]]
     lines += [[f["row"], *(f"{f['where_ms'][n]:.1f}" if n in f["where_ms"] else "" for n in names)] for f in found]
-    return markdown(lines)
+    return markdown_table(lines)
 
 
 def _describe_task(o: argparse.Namespace) -> str:

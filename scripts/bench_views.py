@@ -19,9 +19,10 @@ from dataclasses import replace
 from functools import partial
 from unittest import mock
 
-from bench.timing import describe_machine, markdown, spread, take_turns
+from bench.timing import describe_machine, spread, take_turns
 
 from nnunet_kd.errors import KDError
+from nnunet_kd.text_tables import markdown_table
 
 SHAPES = ("8x1x128x128", "2x3x256x256", "2x1x64x128x128")
 
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in next(iter(medians.values())):
         found = [medians[text][name] for text in o.shapes]
         lines.append([name, *(f"{f['median']:.2f} ({f['low']:.2f}-{f['high']:.2f})" for f in found)])
-    print(markdown(lines))
+    print(markdown_table(lines))
     print(f"\n{describe_machine(o.device, o.threads, o.clock)} {o.rounds} rounds{', field of view' * o.field_of_view}.")
     print(json.dumps({text: {name: f["median"] for name, f in rows.items()} for text, rows in medians.items()}))
     return 0

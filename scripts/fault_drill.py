@@ -83,7 +83,7 @@ class Drill:
         return {name: load_checkpoint(self.fold / name) for name in RESULTS}
 
     def _dice(self) -> float:
-        return json.loads((self.fold / "validation" / "summary.json").read_text())["foreground_mean"]["Dice"]
+        return json.loads((self.fold / "validation" / "summary.json").read_text(encoding="utf-8"))["foreground_mean"]["Dice"]
 
     def moment(self, inside: bool) -> Moment:
         """A random moment: of any part of the run, or inside the writing of a random checkpoint."""

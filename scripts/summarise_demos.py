@@ -22,7 +22,7 @@ def main() -> None:
     parser.add_argument("reports", nargs="+", type=Path, help="report.json files")
     parser.add_argument("--tie", type=float, default=0.005, help="smaller differences are ties (default: 0.005)")
     options = parser.parse_args()
-    reports = sorted((json.loads(f.read_text()) for f in options.reports), key=lambda r: r["seed"])
+    reports = sorted((json.loads(f.read_text(encoding="utf-8")) for f in options.reports), key=lambda r: r["seed"])
     dice = {r["seed"]: {m["name"]: {d: v["dice"] for d, v in m["domains"].items()} for m in r["models"]} for r in reports}
     for scores in dice.values():
         for by_domain in scores.values():

@@ -1,7 +1,11 @@
 """Losses that read the annotation, in the form `loss(student, teacher)` of loss_checks.py."""
 
 import torch
+from loss_checks import by_finite_differences, finite_at_1e4, half_inputs_in_float32, zero_at_equality
 from torch import Tensor, nn
+
+# those of loss_checks.CHECKS that hold for every such loss; it reads a target, and classes weigh samples unequally
+CHECKS_WITH_TARGET = [by_finite_differences, half_inputs_in_float32, finite_at_1e4, zero_at_equality]
 
 
 def labels(grid, classes: int, batch: int = 2) -> Tensor:

@@ -7,6 +7,7 @@ others.
 from __future__ import annotations
 
 import json
+import locale
 import multiprocessing
 import multiprocessing.dummy
 import os
@@ -24,6 +25,16 @@ import torch
 from skimage.io import imsave
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def keep_locale() -> Iterator[None]:
+    """A test that leaves another locale behind fails, instead of one that reads text after it in the same process."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    after = locale.setlocale(locale.LC_ALL)
+    locale.setlocale(locale.LC_ALL, before)
+    assert after == before, f"the test changed the locale of the process to {after}"
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """nnU-Net trainers on the tiny data set, shared by the tests of whole trainings."""
 
 import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -61,3 +62,18 @@ def stopped(trainer, epochs: int) -> None:
                        range(trainer.num_val_iterations_per_epoch)]  # fmt: skip
             trainer.on_validation_epoch_end(outputs)
         trainer.on_epoch_end()
+
+
+def continued(whole, stop: int, again):
+    """A finished training once more: stopped after ``stop`` epochs, then continued to its end from what it had saved.
+
+    ``again(resume=...)`` makes its trainer.
+    """
+    shutil.rmtree(whole.output_folder)
+    first = again(resume=False)
+    first.on_train_start()
+    stopped(first, stop)
+    second = again(resume=True)
+    assert second.current_epoch == stop
+    second.run_training()
+    return second

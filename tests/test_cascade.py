@@ -7,6 +7,8 @@ import json
 import multiprocessing
 import multiprocessing.dummy
 import shutil
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,9 +25,12 @@ from small_runs import known_trainers, one_step
 from nnunet_kd import trainer as trainer_module
 from nnunet_kd.deploy.export import export_model
 from nnunet_kd.errors import KDError
-from nnunet_kd.evaluation.predict import load_predictor
-from nnunet_kd.evaluation.vectors import load_aligned_run
+from nnunet_kd.evaluation.domains import parse_domain
+from nnunet_kd.evaluation.post_hoc import Fit, fitted_run
+from nnunet_kd.evaluation.predict import load_predictor, predict_domain
+from nnunet_kd.evaluation.vectors import load_aligned_run, semantic_vectors
 from nnunet_kd.plans import plan_student, plan_teacher
+from nnunet_kd.term_settings import ACT, MSAN, Views
 
 ID, LOW, FULL, SECOND = 920, "3d_lowres", "3d_fullres", "3d_cascade_fullres"
 IMAGES, LABELS = 1, 2  # channels of the data: images, then the previous stage's labels as one-hot maps
@@ -57,6 +62,15 @@ def finish(trainer, epochs: int = 1, iterations: int = 2) -> Path:
     trainer.run_training()
     trainer.perform_actual_validation()
     return Path(trainer.output_folder_base)
+
+
+@contextmanager
+def edited(world, name: str):
+    """The content of a plans file, written back afterwards."""
+    file = world.dataset.preprocessed / f"{name}.json"
+    plans = json.loads(file.read_text())
+    yield plans
+    file.write_text(json.dumps(plans))
 
 
 def add_cascade(dataset) -> None:
@@ -173,9 +187,24 @@ def test_a_second_stage_trains_validates_predicts_and_is_exported(world, tmp_pat
         )
     files = [(tmp_path / out / f"{case}.nii.gz").read_bytes() for out in ("ours", "stock")]
     assert files[0] == files[1]
-    for load in (lambda: load_predictor(folder, ("0",), "checkpoint_final.pth"), lambda: load_aligned_run(folder)):
-        with pytest.raises(KDError, match="second stage of a cascade, which cannot be evaluated yet"):
-            load()
+    # evaluation runs both stages
+    domain = replace(parse_domain(f"d={ID}:Tr", world.dataset.raw.parent), cases=list(world.dataset.cases[:2]))
+    out = predict_domain(load_predictor(folder, ("0",), "checkpoint_final.pth"), domain, tmp_path / "evaluated", "x").folder
+    assert (out / f"{case}.nii.gz").read_bytes() == files[0]
+    assert (out / "previous_stage" / f"{case}.nii.gz").read_bytes() == (tmp_path / "low" / f"{case}.nii.gz").read_bytes()
+    run = load_aligned_run(folder)
+    seen = []
+    run.student.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    vectors, owners = semantic_vectors(run, domain, ("student", "teacher"), maps=True)
+    assert (
+        len(owners) == 16 and all(np.isfinite(v).all() and len(v) == 16 for v in vectors.values()) and "annotation" in vectors
+    )
+    assert all(x.shape[1] == IMAGES + LABELS and set(x[:, IMAGES:].unique().tolist()) <= {0.0, 1.0} for x in seen)
+    fitted = fitted_run(folder, Fit(MSAN("spatial", dim=64), ACT(decoded=0), Views("light"), steps=4))
+    assert semantic_vectors(fitted, domain)[0]["student"].shape == (16, 64)
+    # an export says nothing of its first stage
+    with pytest.raises(KDError, match="second stage of a cascade and its first stage .3d_lowres. is not to be found"):
+        load_predictor(stock, ("0",), "checkpoint_final.pth")
 
 
 def test_a_student_reads_what_its_teacher_read_unless_told_otherwise(world):
@@ -210,10 +239,8 @@ def test_missing_predictions_name_the_command_that_makes_them(world, tmp_path):
     with pytest.raises(KDError, match=r"5 of 5 cases \(case_00, case_01, case_02, \.\.\.\)"):
         trainer.perform_actual_validation()  # --val
     # without our key nnU-Net looks beside the model of the same trainer and plans
-    file = world.dataset.preprocessed / f"{name}.json"
-    plans = json.loads(file.read_text())
-    del plans["nnunet_kd"]["previous_stage"]
-    file.write_text(json.dumps(plans))
+    with edited(world, name) as plans:
+        del plans["nnunet_kd"]["previous_stage"]
     trainer = make("nnUNetTrainerGKD", name, SECOND)
     with pytest.raises(KDError, match="3d_lowres FOLD -p CascadeMissing -tr nnUNetTrainerGKD`"):
         trainer.on_train_start()
@@ -229,21 +256,17 @@ def test_what_does_not_fit_a_cascade_is_an_error_that_says_why(world):
     with pytest.raises(KDError, match="--previous-stage is for the second stage of a cascade, 3d_fullres is none"):
         plan_student(ID, FULL, world.stock[FULL], width=0.5, previous_stage=world.low, name="CascadeNo")
     name = plan_student(ID, FULL, world.stock[FULL], width=0.5, name="CascadeKey").plans_name
-    file = world.dataset.preprocessed / f"{name}.json"
-    plans = json.loads(file.read_text())
-    plans["nnunet_kd"]["previous_stage"] = str(world.low)
-    file.write_text(json.dumps(plans))
+    with edited(world, name) as plans:
+        plans["nnunet_kd"]["previous_stage"] = str(world.low)
     with pytest.raises(KDError, match="previous_stage.* is set but 3d_fullres is no second stage of a cascade: remove the key"):
         make("nnUNetTrainerGKD", name, FULL)
 
 
 def test_a_second_stages_teacher_cannot_teach_what_does_not_load_its_input(world):
     name = planned(world, SECOND, "CascadeFlat").plans_name
-    file = world.dataset.preprocessed / f"{name}.json"
-    plans = json.loads(file.read_text())
-    plans["configurations"][FULL] = {k: v for k, v in plans["configurations"][SECOND].items() if k != "previous_stage"}
-    del plans["nnunet_kd"]["previous_stage"]
-    file.write_text(json.dumps(plans))
+    with edited(world, name) as plans:
+        plans["configurations"][FULL] = {k: v for k, v in plans["configurations"][SECOND].items() if k != "previous_stage"}
+        del plans["nnunet_kd"]["previous_stage"]
     trainer = make("nnUNetTrainerKD", name, FULL)
     with pytest.raises(KDError, match="reads the first one's segmentation, which 3d_fullres does not load"):
         trainer.on_train_start()

@@ -27,7 +27,7 @@ from nnunet_kd.evaluation.domains import parse_domain
 from nnunet_kd.evaluation.evaluate import Model, evaluate
 from nnunet_kd.paths import trainers_path
 from nnunet_kd.plans import plan_student
-from nnunet_kd.trainer import nnUNetTrainerScheduled
+from nnunet_kd.scheduled import nnUNetTrainerScheduled
 
 ROOT = Path(__file__).parents[1]
 FINAL = "fold_0/checkpoint_final.pth"
@@ -186,7 +186,8 @@ def test_export_writes_a_model_and_says_how_to_predict(gkd, tiny_dataset, tmp_pa
 def test_evaluate_measures_two_models_on_two_domains(gkd, tiny_teacher, tiny_dataset, dark, tmp_path, capsys):
     out = tmp_path / "out"
     arguments = ["evaluate", "--model", f"teacher={tiny_teacher}", "--model", f"gkd={gkd}", "--domain", "home=950:Tr"]
-    assert run(*arguments, "--domain", "dark=948", "-o", out, "--bootstrap", 10, "--title", "Two & two") == 0
+    options = ["--bootstrap", 10, "--auc", "--title", "Two & two"]
+    assert run(*arguments, "--domain", "dark=948", "-o", out, *options) == 0
     printed = capsys.readouterr().out
     report = json.loads((out / "report.json").read_text(), parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
     rows = list(csv.DictReader((out / "report.csv").open()))
@@ -206,6 +207,8 @@ def test_evaluate_measures_two_models_on_two_domains(gkd, tiny_teacher, tiny_dat
                 prediction = out / "predictions" / model["name"] / domain / f"{case}.png"
                 own[case] = dice(prediction, folder / "labelsTr" / f"{case}.png", fov if fov.is_file() else None)
             found = model["domains"][domain]
+            assert 0 <= found["summary"]["auc"] <= 1 and 0 <= found["pooled"]["auc"] <= 1
+            assert not list((out / "predictions" / model["name"] / domain).glob("*.npz"))  # read and removed
             assert {c: v["dice"] for c, v in found["cases"].items()} == pytest.approx(own)
             assert found["dice"] == pytest.approx(np.mean(list(own.values()))) and found["unseen"] == (domain == "dark")
             table = {r["case"]: float(r["dice"]) for r in rows if (r["model"], r["domain"]) == (model["name"], domain)}
@@ -214,12 +217,12 @@ def test_evaluate_measures_two_models_on_two_domains(gkd, tiny_teacher, tiny_dat
     # the predictions are worth measuring: not all the same
     assert len({round(float(r["dice"]), 6) for r in rows}) > 5
 
-    assert {(r["network"], r["target"]) for r in report["fsd"]} == {
+    assert {(r["network"], r["target"]) for r in report["fsd"] if r["comparison"] == "domains"} == {
         (n, t) for n in ("student", "teacher") for t in ("home (other half)", "dark")
     }
     assert report["note"] == "" and report["commands"] == [
         f"nnunet-kd evaluate --model teacher={tiny_teacher} --model gkd={gkd} --domain home=950:Tr --domain dark=948 "
-        f"-o {out} --bootstrap 10 --title 'Two & two'"
+        f"-o {out} --bootstrap 10 --auc --title 'Two & two'"
     ]
     assert set(report["models"][1]["curves"]) >= {"train_losses", "mean_fg_dice", "kd/kd", "kd/act_semantic_student"}
     page = (out / "report.html").read_text()
@@ -275,7 +278,11 @@ def test_fsd_prints_and_writes_strict_json(gkd, dark, tmp_path, capsys):
 
     last = json.loads(printed.splitlines()[-1], parse_constant=no_constants)
     assert last == json.loads(out.read_text(), parse_constant=no_constants)
-    assert len(last["fsd"]) == 4 and all(r["fsd"] >= 0 and r["model"] == gkd.name for r in last["fsd"])
+    kinds = [r["comparison"] for r in last["fsd"]]
+    # two networks and the annotation against two halves or domains each; on both domains teacher against student, and the
+    # predictions of both against the annotation
+    assert {k: kinds.count(k) for k in kinds} == {"domains": 4, "annotation": 2, "networks": 2, "prediction": 4}
+    assert all(r["fsd"] >= 0 and r["model"] == gkd.name and r["msan"] == "training" for r in last["fsd"])
 
 
 def test_fsd_needs_no_labels_and_no_teacher_for_the_student(gkd, dark, tmp_path, capsys):
@@ -289,6 +296,7 @@ def test_fsd_needs_no_labels_and_no_teacher_for_the_student(gkd, dark, tmp_path,
     arguments = ["fsd", "--model", folder, "--source", "home=950:Tr", "--target", target, "--bootstrap", 10]
     assert run(*arguments, "--networks", "student") == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["fsd"]
+    found = [r for r in found if r["comparison"] == "domains"]
     assert {r["network"] for r in found} == {"student"} and found[-1]["cases_b"] == 4
 
 
@@ -299,7 +307,7 @@ def test_the_fsd_script_is_the_same_command(gkd, dark, monkeypatch, capsys):
         runpy.run_path(str(ROOT / "scripts" / "evaluate_fsd.py"), run_name="__main__")
     assert end.value.code == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])["fsd"]
-    assert [r["target"] for r in found] == ["home (other half)", "dark"]
+    assert [r["target"] for r in found if r["comparison"] == "domains"] == ["home (other half)", "dark"]
 
 
 # --- mistakes
@@ -316,7 +324,16 @@ def test_mistakes_in_the_command_itself(fails):
 
 def test_mistakes_in_convert(fails, tmp_path, monkeypatch):
     fails("convert", "nope", tmp_path, "--dataset-id", 801, says='unknown data set "nope": known are chase_db1, drive')
-    fails("convert", "drive", tmp_path, "--dataset-id", 802, "--split", "first20", says="--split is for chase_db1 only")
+    fails(
+        "convert",
+        "drive",
+        tmp_path,
+        "--dataset-id",
+        802,
+        "--split",
+        "first20",
+        says="--split is for chase_db1, hrf, .* and cvc_clinicdb only, drive has none: leave it out",
+    )
     fails("convert", "drive", tmp_path / "nowhere", "--dataset-id", 802, says="nowhere is not a folder")
     monkeypatch.delenv("nnUNet_raw")
     fails("convert", "drive", tmp_path, "--dataset-id", 802, says="nnUNet_raw is not set: export nnUNet_raw=")
@@ -448,7 +465,7 @@ def test_fsd_of_runs_without_semantic_vectors(fails, gkd, tiny_teacher, dark, tm
     controls = plan_student(950, "2d", tiny_teacher, iterations=1, name="CLIcontrols").plans_name
     trained = [train(controls, name) for name in ("nnUNetTrainerScheduled", "nnUNetTrainerKD")]
     for folder in (tmp_path / "MODEL", tiny_teacher, *trained):  # an export, a stock model, two controls
-        fails("fsd", "--model", folder, *domains, says="holds no MSAN.*trained with nnUNetTrainerGKD")
+        fails("fsd", "--msan", "own", "--model", folder, *domains, says="holds no MSAN.*trained with nnUNetTrainerGKD")
     one = ["--source", "home=950:Tr:case_00", "--target", "dark=948"]
     fails("fsd", "--model", gkd, *one, says="has 1 case: FSD needs at least two")
     fails("fsd", "--model", gkd, "--source", "a=950:Tr", "--target", "a=948", says="two domains are called a")

@@ -10,15 +10,13 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from compare_lab import CONTENT, lab, row, write
 
 import nnunet_kd.compare.execute as execution
 import nnunet_kd.compare.run as loop
@@ -33,24 +31,10 @@ from nnunet_kd.compare.table import table
 from nnunet_kd.compare.train import train
 from nnunet_kd.config import read_config
 from nnunet_kd.errors import KDError
-from nnunet_kd.paths import trainers_path
 from nnunet_kd.plans import plan_teacher
 
 SHORT = {"schedule": {"epochs": 3, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "save_every": 1}}
-CONTENT = {
-    "dataset": 950, "configuration": "2d", "csv": "results/tiny.csv", "models": "results/models", "seeds": [0],
-    "teacher": {"features": [8, 16, 32], "iterations": 2}, "student": {"features": [4, 4, 8], "iterations": 2},
-    "methods": {"teacher": {"role": "teacher"}, "kd+views": {"preset": "kd+views"}},
-    "domains": {"val": {"domain": "950:Tr", "cases": "validation"}, "all": "950:Tr:case_0[0-2]"},
-}  # fmt: skip
-
-
-def write(folder: Path, **changes) -> Path:
-    """A comparison's file: CONTENT with top-level keys changed, or taken out by None."""
-    file = folder / "compare.yaml"
-    file.write_text(yaml.safe_dump({k: v for k, v in {**CONTENT, **changes}.items() if v is not None}, sort_keys=False))
-    return file
-
+__all__ = ["lab"]  # the fixture
 
 # --- the file --------------------------------------------------------------------------------------------------------
 
@@ -164,13 +148,6 @@ def test_smallest_p_value():
     assert smallest_p_value(1, 1) == 1
 
 
-def row(method="kd", seed=0, case="a", dice=0.5, **more) -> dict:
-    given = {"method": method, "seed": seed, "dataset": "val", "case": case, "dice": dice, "iterations": 2,
-             "device": "cpu", "commit": "c0", "config_hash": "h0", "params": 100, "date": "2026-01-01T00:00:00",
-             "cpu_seconds": "10.0"}  # fmt: skip
-    return given | more
-
-
 def test_rows_are_appended_once_and_a_half_written_one_is_mended(tmp_path):
     file = tmp_path / "new" / "a.csv"
     append_rows(file, [row(), row(case="b")])
@@ -218,8 +195,8 @@ def test_table_by_hand(tmp_path, monkeypatch, capsys):
     means, differences = capsys.readouterr().out.split("Difference from kd+views")
     assert cells(means, "method") == ["method", "parameters", "seeds", "val", "all", "CPU s per training"]
     assert cells(means, "teacher") == ["teacher", "900", "1", "0.8000", "", "10"]
-    assert cells(means, "kd+views")[1:4] == ["100", "2", "0.6333"]
-    assert cells(means, "kd")[1:] == ["100", "2", "0.6000", "0.2500 (1 of 2 seeds)", "10"]
+    assert cells(means, "kd+views")[1:4] == ["100", "2", "0.6333 ± 0.1768"]
+    assert cells(means, "kd")[1:] == ["100", "2", "0.6000 ± 0.0000", "0.2500 (1 of 2 seeds)", "10"]
     # kd - kd+views: +0.1, 0 and -0.2: mean -3.33 points
     assert cells(differences, "kd")[1:4] == ["100", "2", "-3.33 [-20.00, +10.00]"]
     assert cells(differences, "teacher")[1:4] == ["900 against 100", "1", "+25.00 [+20.00, +30.00]"]
@@ -240,50 +217,6 @@ def test_three_seeds_cannot_give_a_small_p_value(tmp_path, monkeypatch):
 
 
 # --- the work --------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def lab(tiny_dataset, tmp_path, monkeypatch):
-    """A folder to work in, with preprocessed data and empty results of its own. Trainings run in this process; `trained`
-    lists their plans names, with --c where they went on."""
-    monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny_dataset.preprocessed, tmp_path / "preprocessed" / tiny_dataset.name)
-    for file in (tmp_path / "preprocessed" / tiny_dataset.name).glob("*.json"):
-        if file.name not in ("nnUNetPlans.json", "dataset.json", "dataset_fingerprint.json"):
-            file.unlink()  # other tests' plans, splits
-    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
-    monkeypatch.setenv("nnUNet_results", str(tmp_path / "trainings"))
-    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_path()))
-    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
-    monkeypatch.setattr(loop, "PAUSE", 0.01)
-    lab = Lab(tmp_path)
-    monkeypatch.setattr(execution, "start_training", lab.train_here)
-    return lab
-
-
-class Lab:
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.trained, self.before_training = folder, [], lambda run: None
-        self.results = folder / "trainings" / "Dataset950_Tiny"
-
-    def train_here(self, command, environment, output, lock_fd, epochs_done, run, bar) -> None:
-        dataset, configuration, fold, plans, trainer, device, _threads, *resume = command[3:]
-        self.trained.append(" ".join([plans, *resume]))
-        try:
-            self.before_training(run)
-            with redirect_stdout(output):
-                train(dataset, configuration, int(fold), plans, trainer, device, bool(resume))
-        except RuntimeError as error:  # as a process of its own would end
-            output.write(f"RuntimeError: {error}\nsome last words\n")
-            output.flush()
-
-    def compare(self, **changes) -> list[dict]:
-        """Work off the file. Returns the CSV's rows."""
-        loop.compare(read_settings(write(self.folder, **changes)))
-        return read_rows(self.folder / "results/tiny.csv")
-
-    def plan(self, **changes):
-        return plan_comparison(read_settings(write(self.folder, **changes)))
 
 
 def identity(rows: list[dict]) -> list[tuple]:
@@ -425,7 +358,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(lab):
     shutil.rmtree("results")
     shutil.rmtree(lab.results)
 
-    from nnunet_kd.trainer import nnUNetTrainerScheduled
+    from nnunet_kd.scheduled import nnUNetTrainerScheduled
 
     with pytest.MonkeyPatch.context() as patch:
         save = nnUNetTrainerScheduled.save_checkpoint
@@ -475,7 +408,7 @@ def test_a_run_that_another_worker_holds_is_left_to_it(lab, monkeypatch):
     changes = {"methods": {"views-only": {"preset": "views-only"}, "student": {"preset": "student"}},
                "domains": {"v": "950:Tr:case_00"}}  # fmt: skip
     comparison = lab.plan(**changes)
-    held = RunLock(comparison.notes / "views-only_4-4-8_seed0.lock")
+    held = RunLock(comparison.runs[0].source.notes / "views-only_4-4-8_seed0.lock")
     assert held.take()
 
     def the_other_finishes(seconds):
@@ -496,18 +429,18 @@ def test_order_seeds_and_hashes(lab):
                "kd-null": {"preset": "kd+views", "settings": {"views": None, "terms": {"kd": {"target": "view"}}}},
                "lr": {"preset": "student", "settings": {"schedule": {"initial_lr": 0.02}}}}  # fmt: skip
     plan = lab.plan(methods=methods, seeds=[0, 1])
-    keys = [r.key for r in plan.runs]
+    keys = [r.key[:2] for r in plan.runs]
     teachers = [(t, s) for s in (0, 1) for t in ("teacher", "teacher+views")] + [("teacher", 4)]
     assert keys[:5] == teachers  # seed 4 for kd's sake
     assert keys[5:] == [("student", 0), ("kd", 0), ("kd-null", 0), ("lr", 0), ("late", 1), ("kd-null", 1), ("lr", 1), ("kd", 4)]
-    runs = {r.key: r for r in plan.runs}
+    runs = {r.key[:2]: r for r in plan.runs}
     assert runs["kd", 4].teacher is runs["teacher", 4] and runs["late", 1].teacher is runs["teacher+views", 1]
     assert runs["student", 0].teacher is None and "teacher" not in runs["student", 0].plans["nnunet_kd"]
     hashes = {k: r.config_hash for k, r in runs.items()}
     assert hashes["kd", 0] == hashes["kd", 4] == hashes["kd-null", 0]  # what counts is what a preset comes to
     different = [hashes[k] for k in (("kd", 0), ("late", 1), ("student", 0), ("lr", 0), ("teacher", 0), ("teacher+views", 0))]
     assert len(set(different)) == 6
-    longer = {r.key: r.config_hash for r in lab.plan(methods=methods, teacher=CONTENT["teacher"] | {"iterations": 9}).runs}
+    longer = {r.key[:2]: r.config_hash for r in lab.plan(methods=methods, teacher=CONTENT["teacher"] | {"iterations": 9}).runs}
     assert longer["kd", 0] != hashes["kd", 0] and longer["student", 0] == hashes["student", 0]
     views = runs["teacher+views", 0]
     assert views.trainer == "nnUNetTrainerDistillation" and views.plans["nnunet_kd"]["role"] == "teacher"
@@ -590,7 +523,7 @@ def test_two_workers_share_and_a_killed_one_is_taken_over(lab):
     first.send_signal(signal.SIGKILL)  # its training lives on and keeps the lock
     first.wait()
     comparison = plan_comparison(read_settings(file))
-    assert not RunLock(comparison.notes / "teacher_8-16-32_seed0.lock").take()
+    assert not RunLock(comparison.runs[0].source.notes / "teacher_8-16-32_seed0.lock").take()
 
     second = subprocess.run([*command, "--jobs", "2"], capture_output=True, text=True, check=False, timeout=600)
     assert second.returncode == 0, second.stderr + second.stdout
@@ -616,5 +549,5 @@ def test_ctrl_c_ends_the_training_too_and_it_can_go_on(lab):
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and err.strip().endswith("nnunet-kd: stopped"), (out, err)
     comparison = plan_comparison(replace(read_settings(file)))
-    assert RunLock(comparison.notes / "student_4-4-8_seed0.lock").take()  # nobody trains any more
+    assert RunLock(comparison.runs[0].source.notes / "student_4-4-8_seed0.lock").take()  # nobody trains any more
     assert "epochs done" in execution.status(comparison, comparison.runs[0])

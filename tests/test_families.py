@@ -14,8 +14,8 @@ from small_runs import TRAINERS, known_trainers, make, one_step, stopped, weight
 
 from nnunet_kd import trainer as trainer_module
 from nnunet_kd.errors import KDError
+from nnunet_kd.model_folder import build_network, read_model_folder
 from nnunet_kd.plans import plan_student
-from nnunet_kd.teacher import build_network, read_model_folder
 
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
 TERMS = ("kd", "intra", "inter", "cross_ts", "cross_st")

@@ -15,13 +15,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from small_runs import known_trainers, make, stopped, student
 
 from nnunet_kd import trainer as trainer_module
 from nnunet_kd.checkpoints import check_writable, load_checkpoint, save_atomically
 from nnunet_kd.errors import KDError
 from nnunet_kd.plans import plan_teacher
-from nnunet_kd.trainer import random_state
+from nnunet_kd.seeds import random_state
 
 ROOT = Path(__file__).parents[1]
 BEST, LATEST = "checkpoint_best.pth", "checkpoint_latest.pth"
@@ -111,6 +112,18 @@ def test_a_training_on_a_full_disk_stops_with_the_fix_and_goes_on_later(tiny_tea
     assert second.current_epoch == 1
     second.run_training()
     assert load_checkpoint(folder / "checkpoint_final.pth")["current_epoch"] == 3
+
+
+@linux
+def test_a_disk_that_fills_up_while_a_picture_is_drawn(tiny_teacher, external_trainers, monkeypatch):
+    draw = lambda self, folder: Path(folder, "progress.png").write_bytes(b"a picture")  # noqa: E731
+    monkeypatch.setattr(LocalLogger, "plot_progress_png", draw)
+    plans = student(tiny_teacher, "KDfull_picture", epochs=1, iterations=1)
+    trainer = make("nnUNetTrainerKD", plans)
+    (Path(trainer.output_folder) / "progress.png").symlink_to("/dev/full")
+    with pytest.raises(KDError, match=f"cannot write {trainer.output_folder}.*: No space left") as error:
+        trainer.run_training()
+    assert "\n" not in str(error.value)
 
 
 # folders that cannot be written: as root, permissions do not count, so /proc stands in

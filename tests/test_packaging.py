@@ -24,19 +24,35 @@ from nnunet_kd.errors import KDError
 ROOT = Path(__file__).parents[1]
 SHIMS = sorted(file.stem for file in (ROOT / "trainers").glob("nnUNetTrainer*.py"))
 MEND = ROOT / "scripts" / "mend_torchvision.py"
-DISTRIBUTIONS = {"skimage": "scikit-image", "PIL": "pillow", "SimpleITK": "simpleitk", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "skimage": "scikit-image",
+    "sklearn": "scikit-learn",
+    "PIL": "pillow",
+    "SimpleITK": "simpleitk",
+    "yaml": "pyyaml",
+}
 
 
 def run(*command: str | Path, **options) -> subprocess.CompletedProcess:
     return subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, **options)
 
 
-def declared() -> dict[str, Requirement]:
-    """install_requires of setup.py, by lower-case name."""
+def setup_argument(name: str):
     calls = [node for node in ast.walk(ast.parse((ROOT / "setup.py").read_text())) if isinstance(node, ast.Call)]
     setup = next(call for call in calls if getattr(call.func, "id", "") == "setup")
-    listed = next(ast.literal_eval(k.value) for k in setup.keywords if k.arg == "install_requires")
+    return next(ast.literal_eval(k.value) for k in setup.keywords if k.arg == name)
+
+
+def declared() -> dict[str, Requirement]:
+    """install_requires of setup.py, by lower-case name."""
+    listed = setup_argument("install_requires")
     return {requirement.name.lower(): requirement for requirement in map(Requirement, listed)}
+
+
+def optional() -> set[str]:
+    """Names in extras_require, but for what tests alone need."""
+    extras = setup_argument("extras_require")
+    return {Requirement(text).name.lower() for extra, listed in extras.items() if extra != "test" for text in listed}
 
 
 def test_what_is_imported_is_declared_and_the_other_way_round():
@@ -49,7 +65,8 @@ def test_what_is_imported_is_declared_and_the_other_way_round():
                 imported.add(node.module.split(".")[0])
     third_party = imported - set(sys.stdlib_module_names) - {"nnunet_kd"}
     assert {"torch", "nnunetv2", "numpy"} <= third_party
-    assert {DISTRIBUTIONS.get(name, name) for name in third_party} == declared().keys() - {"setuptools"}
+    found = {DISTRIBUTIONS.get(name, name) for name in third_party}
+    assert declared().keys() - {"setuptools"} == found - optional()
 
 
 def test_constraints_lie_within_the_declared_ranges():
@@ -122,7 +139,7 @@ def test_the_wheel_holds_the_trainers_and_works_where_it_is_installed(tmp_path):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"nnunet_kd/trainers/{shim}.py" for shim in SHIMS} <= names
     templates = {str(file.relative_to(ROOT)) for file in (ROOT / "nnunet_kd").rglob("*.j2")}
-    assert templates <= names
+    assert templates | {f"nnunet_kd/deploy/runner/{name}" for name in ("README.md", "requirements.txt")} <= names
     assert {name.split("/")[0] for name in names} == {"nnunet_kd", f"nnunet_kd-{nnunet_kd.__version__}.dist-info"}
     assert any(name.endswith("/LICENSE") for name in names)
 

@@ -5,8 +5,8 @@ import pytest
 
 from nnunet_kd.config import Schedule
 from nnunet_kd.errors import KDError
+from nnunet_kd.model_folder import read_model_folder
 from nnunet_kd.plans import make_schedule, plan_student, plan_teacher
-from nnunet_kd.teacher import read_model_folder
 
 
 def architecture(plans: dict) -> dict:

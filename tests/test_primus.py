@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from dynamic_network_architectures.architectures.primus import Primus
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.primus.primus_trainers import nnUNet_Primus_S_Trainer
-from small_runs import TRAINERS, known_trainers, one_step, same, stopped, weights
+from small_runs import TRAINERS, continued, known_trainers, one_step, same, stopped, weights
 
 from nnunet_kd import trainer as trainer_module
 from nnunet_kd.errors import KDError
@@ -142,13 +142,7 @@ def test_a_stopped_primus_student_continues_to_the_same_result(plain_teacher):
     name = planned(plain_teacher, "PrimusResume", schedule=schedule)
     whole = make("nnUNetTrainerKDPrimus", name)
     whole.run_training()
-    shutil.rmtree(whole.output_folder)
-    first = make("nnUNetTrainerKDPrimus", name)
-    first.on_train_start()
-    stopped(first, 1)
-    second = make("nnUNetTrainerKDPrimus", name, resume=True)
-    assert second.current_epoch == 1
-    second.run_training()
+    second = continued(whole, 1, partial(make, "nnUNetTrainerKDPrimus", name))
     assert same(weights(second), weights(whole))
 
 

@@ -2,14 +2,14 @@
 
 import copy
 import os
-import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from small_runs import known_trainers, make, one_step, same, stopped, student, weights
+from small_runs import continued, known_trainers, make, one_step, same, student, weights
 
 from nnunet_kd import trainer as trainer_module
 from nnunet_kd.checkpoints import load_checkpoint
@@ -74,13 +74,7 @@ def test_a_stopped_training_continues_with_the_same_adapters_and_queue(tiny_teac
     final = Path(whole.output_folder) / "checkpoint_final.pth"
     expected, state = weights(whole), load_checkpoint(final)["nnunet_kd"]["distiller"]["losses"]
     assert load_checkpoint(final)["network_weights"].keys() == whole.network.state_dict().keys()
-    shutil.rmtree(whole.output_folder)
-    first = make("nnUNetTrainerKD", plans)
-    first.on_train_start()
-    stopped(first, 2)
-    second = make("nnUNetTrainerKD", plans, resume=True)
-    assert second.current_epoch == 2
-    second.run_training()
+    second = continued(whole, 2, partial(make, "nnUNetTrainerKD", plans))
     assert same(weights(second), expected)
     assert same(load_checkpoint(final)["nnunet_kd"]["distiller"]["losses"], state)
 

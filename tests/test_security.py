@@ -19,7 +19,7 @@ from nnunet_kd import trainer as trainer_module
 from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.cli import main
 from nnunet_kd.errors import KDError
-from nnunet_kd.teacher import read_model_folder
+from nnunet_kd.model_folder import read_model_folder
 from nnunet_kd.trust import VARIABLE
 
 PACKAGE = Path(trainer_module.__file__).parent
@@ -199,14 +199,18 @@ def test_an_archive_from_a_stranger(folder, marker, tmp_path, monkeypatch):
 
 
 def test_no_file_of_the_package_reads_archives_or_pickles_in_another_way():
-    """torch.load stands in checkpoints.py, and in trainer.py for what nnU-Net has just written into memory."""
-    forbidden = {"zipfile", "tarfile", "shelve", "marshal", "dill", "joblib", "cloudpickle"}
+    """torch.load stands in checkpoints.py, and in scheduled.py for what nnU-Net has just written into memory.
+
+    Elsewhere it reads tensors only. Published data sets are unpacked by datasets/sources.py (tests/datasets/test_sources.py).
+    """
+    archives, pickles = {"zipfile", "tarfile"}, {"shelve", "marshal", "dill", "joblib", "cloudpickle"}
     calls: dict[str, int] = {}
     for file in sorted(PACKAGE.rglob("*.py")):
         tree = ast.parse(file.read_text())
         for node in ast.walk(tree):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            forbidden = pickles if file.name == "sources.py" else pickles | archives
             assert not forbidden & {n.split(".")[0] for n in names}, file
             if not isinstance(node, ast.Call):
                 continue
@@ -215,6 +219,6 @@ def test_no_file_of_the_package_reads_archives_or_pickles_in_another_way():
             assert bare not in ("unpack_archive", "extractall", "eval_", "literal_eval", "unsafe_load"), (file, called)
             assert called not in ("eval", "exec", "pickle.load", "pickle.loads", "yaml.unsafe_load"), (file, called)
             assert not (called == "np.load" and "allow_pickle=True" in ast.unparse(node)), file
-            if called == "torch.load":
+            if called == "torch.load" and "weights_only=True" not in ast.unparse(node):
                 calls[file.name] = calls.get(file.name, 0) + 1
-    assert calls == {"checkpoints.py": 2, "trainer.py": 1}
+    assert calls == {"checkpoints.py": 1, "scheduled.py": 1}

@@ -5,9 +5,9 @@ import torch
 from helpers import network
 
 from nnunet_kd.alignment import Alignment
-from nnunet_kd.config import ACT, MSAN
 from nnunet_kd.errors import KDError
 from nnunet_kd.stages import StageTap, decode, encode, pair_stages, stage_table, swap
+from nnunet_kd.term_settings import ACT, MSAN
 
 # another depth, width, family and number of convolutions at once
 DEEP = dict(features=(4, 6, 8, 8), residual=True, convs=[1, 2, 1, 2], decoder_convs=2)

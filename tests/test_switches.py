@@ -16,6 +16,7 @@ from nnunetv2.run.run_training import run_training
 from nnunetv2.training.logging import nnunet_logger
 from small_runs import TRAINERS, known_trainers, make, one_step, same, stopped, student, weights
 
+from nnunet_kd import scheduled
 from nnunet_kd import trainer as trainer_module
 from nnunet_kd.checkpoints import load_checkpoint, save_atomically
 from nnunet_kd.errors import KDError
@@ -270,7 +271,7 @@ def test_compile(tiny_teacher, monkeypatch):
         with monkeypatch.context() as patch:
             if compiles:
                 torch._dynamo.reset()
-                patch.setattr(trainer_module.nnUNetTrainer, "_do_i_compile", lambda self: True)
+                patch.setattr(scheduled.nnUNetTrainer, "_do_i_compile", lambda self: True)
                 # inductor takes minutes on a CPU; what we depend on is the tracing
                 patch.setattr(torch, "compile", lambda module: compiler(module, backend="aot_eager"))
             trainer = make(GKD, student(tiny_teacher, "SWcompile", epochs=10, iterations=20))

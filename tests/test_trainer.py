@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
-from small_runs import known_trainers, make, same, stopped, student, weights
+from small_runs import continued, known_trainers, make, same, stopped, student, weights
 
 from nnunet_kd import trainer as trainer_module
 from nnunet_kd.checkpoints import load_checkpoint
@@ -115,13 +116,7 @@ def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainer_n
     expected, logged = weights(whole), whole.logger.local_logger.my_fantastic_logging
     extra = load_checkpoint(Path(whole.output_folder) / "checkpoint_final.pth")["nnunet_kd"]
     for stop in (2, 5):  # inside ACT, and while distilling
-        shutil.rmtree(whole.output_folder)
-        first = make(trainer_name, plans)
-        first.on_train_start()
-        stopped(first, stop)
-        second = make(trainer_name, plans, resume=True)
-        assert second.current_epoch == stop
-        second.run_training()
+        second = continued(whole, stop, partial(make, trainer_name, plans))
         assert same(weights(second), expected), stop
         again = second.logger.local_logger.my_fantastic_logging
         for key in logged:

@@ -7,6 +7,7 @@ import datetime
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,9 +21,12 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
+from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.compare import git
-from nnunet_kd.compare.planning import FINAL, Comparison, Run, difference, same_training
+from nnunet_kd.compare.costs import KEPT
+from nnunet_kd.compare.planning import Comparison, Run, difference, same_training
 from nnunet_kd.compare.rows import append_rows, cases_by_identity, read_rows
+from nnunet_kd.compare.sizes import FINAL
 from nnunet_kd.compare.train import RECORD, read_record
 from nnunet_kd.config import SECTION
 from nnunet_kd.deploy.export import export_model
@@ -32,7 +36,6 @@ from nnunet_kd.evaluation.predict import load_predictor, predict_domain
 from nnunet_kd.files import write_json
 from nnunet_kd.paths import trainers_path
 
-KEPT = "compare.json"  # beside an exported model's plans
 ERROR = re.compile(r"nnunet-kd: error|([a-zA-Z_]\w*\.)*[A-Z]\w*(Error|Exception|Interrupt)\b")  # a traceback's last line
 FRESH = 30 * 60  # seconds in which a training that writes nothing is still taken to be going on
 Say = Callable[[str], None]
@@ -46,12 +49,12 @@ def kept_model(comparison: Comparison, run: Run) -> dict | None:
     """compare.json of the run's exported model, or None if there is none with these settings."""
     kept = _read_kept(model_folder(comparison, run))
     fits = kept is not None and kept["config_hash"] == run.config_hash and kept["seed"] == run.seed
-    checkpoint = model_folder(comparison, run) / f"fold_{comparison.settings.fold}" / FINAL
+    checkpoint = model_folder(comparison, run) / f"fold_{run.fold}" / FINAL
     return kept if fits and checkpoint.is_file() else None
 
 
 def model_folder(comparison: Comparison, run: Run) -> Path:
-    return comparison.settings.models / run.model_name
+    return comparison.settings.models / run.source.name / run.model_name
 
 
 def missing(comparison: Comparison, run: Run, rows: list[dict[str, str]] | None = None) -> list[Domain]:
@@ -80,8 +83,8 @@ def execute(comparison: Comparison, run: Run, lock_fd: int, say: Say, bar: bool 
     kept = kept_model(comparison, run)
     if kept is None:
         folder = _training_folder(comparison, run)
-        if not (folder / f"fold_{comparison.settings.fold}" / FINAL).is_file():
-            _refuse_foreign(comparison, folder)
+        if not (folder / f"fold_{run.fold}" / FINAL).is_file():
+            _refuse_foreign(run, folder)
             _say_why(comparison, run, say)
             train(comparison, run, folder, lock_fd, say, bar)
         kept = _export(comparison, run, folder)
@@ -98,7 +101,7 @@ def status(comparison: Comparison, run: Run) -> str:
     what = ", ".join(f"{d.name} ({len(d.cases)})" for d in todo)
     if kept_model(comparison, run) is not None:
         return f"to predict from the kept model: {what}"
-    folder = _training_folder(comparison, run) / f"fold_{comparison.settings.fold}"
+    folder = _training_folder(comparison, run) / f"fold_{run.fold}"
     if (folder / FINAL).is_file():
         return f"trained, to export and predict: {what}"
     done = len(read_record(folder / RECORD)["epochs"])
@@ -108,17 +111,17 @@ def status(comparison: Comparison, run: Run) -> str:
 def train(comparison: Comparison, run: Run, folder: Path, lock_fd: int, say: Say, bar: bool | None) -> None:
     """Write the run's plans and train in a process of its own, from the latest checkpoint if there is one."""
     s, (trainer, plans_name, _) = comparison.settings, folder.name.split("__")
-    fold = folder / f"fold_{s.fold}"
-    write_json(comparison.preprocessed / f"{plans_name}.json", _plans(comparison, run, plans_name))
+    fold = folder / f"fold_{run.fold}"
+    write_json(run.source.preprocessed / f"{plans_name}.json", _plans(comparison, run, plans_name))
     resume = (fold / "checkpoint_latest.pth").is_file()
     if not resume:
         write_json(fold / RECORD, {"epochs": {}})  # marks the folder as ours from the start
-    log = comparison.notes / f"{run.model_name}.log"
+    log = run.source.notes / f"{run.model_name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     say(f"{run.label}: {'training goes on' if resume else 'training'}, log in {log}")
-    command = [sys.executable, "-m", "nnunet_kd.compare.train", comparison.dataset, s.configuration, s.fold, plans_name,
+    command = [sys.executable, "-m", "nnunet_kd.compare.train", run.source.dataset, s.configuration, run.fold, plans_name,
                trainer, s.device, s.threads, *(["--c"] if resume else [])]  # fmt: skip
-    with log.open("a") as output:
+    with log.open("a", encoding="utf-8") as output:
         start_training(list(map(str, command)), _train_environment(s.threads), output, lock_fd,
                        lambda: len(read_record(fold / RECORD)["epochs"]), run, bar)  # fmt: skip
     if not (fold / FINAL).is_file():
@@ -153,16 +156,16 @@ def _training_folder(comparison: Comparison, run: Run) -> Path:
     A name that holds a training or plans of other settings is left alone.
     """
     for name in run.plans_names:
-        folder = comparison.results / f"{run.trainer}__{name}__{comparison.settings.configuration}"
-        trained, planned = folder / "plans.json", comparison.preprocessed / f"{name}.json"
+        folder = run.source.results / f"{run.trainer}__{name}__{comparison.settings.configuration}"
+        trained, planned = folder / "plans.json", run.source.preprocessed / f"{name}.json"
         found = trained if trained.is_file() else planned
-        if not found.is_file() or same_training(run, json.loads(found.read_text())):
+        if not found.is_file() or same_training(run, json.loads(found.read_text(encoding="utf-8"))):
             return folder
     return folder  # the last name holds the settings' hash: at most the teacher's folder has moved
 
 
-def _refuse_foreign(comparison: Comparison, folder: Path) -> None:
-    fold = folder / f"fold_{comparison.settings.fold}"
+def _refuse_foreign(run: Run, folder: Path) -> None:
+    fold = folder / f"fold_{run.fold}"
     if not fold.is_dir() or (fold / RECORD).is_file():
         return
     newest = max((f.stat().st_mtime for f in fold.iterdir()), default=0)
@@ -200,7 +203,7 @@ def _train_environment(threads: int) -> dict[str, str]:
 
 
 def _last_error(log: Path) -> str:
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if ERROR.match(line)]
     return (errors or lines or ["the training wrote nothing"])[-1].removeprefix("nnunet-kd: error: ")
 
@@ -208,26 +211,47 @@ def _last_error(log: Path) -> str:
 def _export(comparison: Comparison, run: Run, folder: Path) -> dict:
     s = comparison.settings
     out = model_folder(comparison, run)
-    export_model(folder, out, (str(s.fold),), overwrite=True)
-    record = read_record(folder / f"fold_{s.fold}" / RECORD)
+    epoch = _last_epoch(run, folder)
+    export_model(folder, out, (str(run.fold),), overwrite=True)
+    record = read_record(folder / f"fold_{run.fold}" / RECORD)
     cpu, wall = record["epochs"].get(str(run.plans[SECTION]["schedule"]["epochs"])) or (None, None)
     kept = {
         "method": run.method, "seed": run.seed, "config_hash": run.config_hash,
         "commit": record["commit"] or git.code_version(), "date": _now(), "device": s.device,
-        "cpu_seconds": cpu, "wall_seconds": wall, "depends_on": run.resolved,
+        "cpu_seconds": cpu, "wall_seconds": wall, "checkpoint": {"file": FINAL, "epoch": epoch}, "depends_on": run.resolved,
     }  # fmt: skip
     write_json(out / KEPT, kept)
     return kept
 
 
+def _last_epoch(run: Run, folder: Path) -> int:
+    """The epoch of the training's final checkpoint, which must be the schedule's last.
+
+    A comparison chooses no checkpoint: one chosen on a target set would inflate the Dice there. nnU-Net's checkpoint_best (or
+    any other) under the final one's name is therefore refused.
+    """
+    file = folder / f"fold_{run.fold}" / FINAL
+    epoch, last = load_checkpoint(file).get("current_epoch"), run.plans[SECTION]["schedule"]["epochs"]
+    if epoch != last:
+        raise KDError(
+            f"{file} holds epoch {epoch} of {last}: only the schedule's last epoch is compared, never a chosen one; put the "
+            "file back that the training wrote, or remove its folder to train again"
+        )
+    return epoch
+
+
 def _evaluate(comparison: Comparison, run: Run, domain: Domain, kept: dict) -> None:
     s = comparison.settings
-    predictor = load_predictor(model_folder(comparison, run), (str(s.fold),), FINAL, s.device)
+    predictor = load_predictor(model_folder(comparison, run), (str(run.fold),), FINAL, s.device)
     labels = PlansManager(run.plans).get_label_manager(predictor.dataset_json)
     wanted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
     with tempfile.TemporaryDirectory() as scratch:
-        predict_domain(predictor, domain, Path(scratch), f"{run.label} on {domain.name}")
+        predicted = predict_domain(predictor, domain, Path(scratch), f"{run.label} on {domain.name}")
         found = evaluate_predictions(domain, Path(scratch), wanted, ignore_label=labels.ignore_label)
+    # the first case pays for warming up; leave it out where there are others
+    seconds = list(predicted.cpu_seconds.values())
+    kept.setdefault("cpu_seconds_per_case", {}).setdefault(domain.name, round(statistics.median(seconds[1:] or seconds), 3))
+    write_json(model_folder(comparison, run) / KEPT, kept)
     cpu = kept["cpu_seconds"]
     append_rows(s.csv, [
         {
@@ -235,6 +259,7 @@ def _evaluate(comparison: Comparison, run: Run, domain: Domain, kept: dict) -> N
             "iterations": run.iterations, "device": kept["device"], "commit": kept["commit"],
             "config_hash": run.config_hash, "params": run.parameters, "date": _now(),
             "cpu_seconds": "" if cpu is None else f"{cpu:.1f}",
+            "source": run.source.name, "fold": run.fold if run.fold_named else "",
         }
         for case, values in found.items()
     ])  # fmt: skip
@@ -242,8 +267,8 @@ def _evaluate(comparison: Comparison, run: Run, domain: Domain, kept: dict) -> N
 
 def _read_kept(folder: Path) -> dict | None:
     try:
-        return json.loads((folder / KEPT).read_text())
-    except (FileNotFoundError, ValueError):
+        return json.loads((folder / KEPT).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # costs.py takes any OSError; here it would train and overwrite the model anew
         return None
 
 

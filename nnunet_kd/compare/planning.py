@@ -6,10 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,28 +15,46 @@ from typing import Any
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
 from nnunet_kd.compare.settings import CompareSettings, MethodSettings, cluster_of, slug
+from nnunet_kd.compare.sizes import PLAIN, Size, size_of, templates_of
 from nnunet_kd.config import SECTION, Config, read_config
 from nnunet_kd.cost import count_parameters
+from nnunet_kd.datasets.nnunet_format import read_fold
 from nnunet_kd.errors import KDError
 from nnunet_kd.evaluation.domains import Domain, parse_domain
 from nnunet_kd.evaluation.predict import check_images
 from nnunet_kd.files import write_json
-from nnunet_kd.plans import TEACHER_PLANS, plan_student, plan_teacher, plans_name, preprocessed_folder
-from nnunet_kd.teacher import ModelFolder, build_network
+from nnunet_kd.model_folder import ModelFolder, build_network
+from nnunet_kd.plans import TEACHER_PLANS, plans_name, preprocessed_folder
 from nnunet_kd.views import PRESETS as VIEW_PRESETS
 
-FINAL = "checkpoint_final.pth"
-PLAIN, DISTILLING = "nnUNetTrainerScheduled", "nnUNetTrainerDistillation"
+DISTILLING = "nnUNetTrainerDistillation"
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set to train on: its name in the file ("" in a file without names), nnU-Net's name and folders."""
+
+    name: str
+    dataset: str
+    preprocessed: Path
+    results: Path
+
+    @property
+    def notes(self) -> Path:
+        """Where logs and locks lie."""
+        return self.results / "compare"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One method with one seed.
+    """One method with one seed on one fold of one source.
 
     ``plans`` lack only their name and the teacher's folder. ``resolved`` is what the result depends on besides the seed, and
-    ``config_hash`` its hash.
+    ``config_hash`` its hash. ``fold_named``: the file lists folds, so that names and rows have to tell which.
     """
 
+    source: Source
+    fold: int
     method: str
     seed: int
     plans: dict
@@ -48,14 +63,16 @@ class Run:
     config_hash: str
     parameters: int
     teacher: Run | None
+    fold_named: bool = False
 
     @property
     def label(self) -> str:
-        return f"{self.method} seed {self.seed}"
+        fold = f" fold {self.fold}" if self.fold_named else ""
+        return f"{self.method} seed {self.seed}{fold}{f' from {self.source.name}' if self.source.name else ''}"
 
     @property
-    def key(self) -> tuple[str, int]:
-        return self.method, self.seed
+    def key(self) -> tuple[str, int, str, int]:
+        return self.method, self.seed, self.source.name, self.fold
 
     @property
     def features(self) -> list[int]:
@@ -64,7 +81,9 @@ class Run:
 
     @property
     def model_name(self) -> str:
-        return f"{self.method}_{'-'.join(map(str, self.features))}_seed{self.seed}"
+        # fold 0 keeps the name it has in a file without folds
+        fold = f"_fold{self.fold}" if self.fold_named and self.fold else ""
+        return f"{self.method}_{'-'.join(map(str, self.features))}_seed{self.seed}{fold}"
 
     @property
     def plans_names(self) -> list[str]:
@@ -82,24 +101,20 @@ class Run:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What the file asks for. ``runs`` are in the order of work; ``domains`` has its cases chosen."""
+    """What the file asks for. ``runs`` are in the order of work.
+
+    ``domains[source, fold]`` has the domains of its runs by name, with their cases chosen.
+    """
 
     settings: CompareSettings
-    dataset: str
-    preprocessed: Path
-    results: Path
     runs: list[Run]
-    domains: dict[str, Domain]
+    domains: dict[tuple[str, int], dict[str, Domain]]
 
     def domains_of(self, run: Run) -> list[Domain]:
         """The domains that a run is evaluated on."""
-        chosen = ((d, self.settings.domains[name].methods) for name, d in self.domains.items())
+        own = self.domains[run.source.name, run.fold]
+        chosen = ((d, self.settings.domains[name].methods) for name, d in own.items())
         return [d for d, methods in chosen if methods is None or run.method in methods]
-
-    @property
-    def notes(self) -> Path:
-        """Where logs and locks lie."""
-        return self.results / "compare"
 
 
 def plan_comparison(settings: CompareSettings) -> Comparison:
@@ -108,21 +123,32 @@ def plan_comparison(settings: CompareSettings) -> Comparison:
     Raises:
         KDError: whatever would later stop a run: settings, sizes, missing data, unfit domains.
     """
-    folder = preprocessed_folder(settings.dataset)
-    templates = _templates(settings, folder)
+    runs, domains = [], {}
+    for name, chosen in settings.all_sources.items():
+        folder = preprocessed_folder(chosen.dataset)
+        source = Source(name, folder.name, folder, Path(os.environ["nnUNet_results"]) / folder.name)
+        templates = templates_of(settings, folder)
+        for fold in settings.all_folds:
+            runs += _runs(settings, source, fold, templates)
+            domains[name, fold] = _domains(settings, source, fold)
+    return Comparison(settings, runs, domains)
+
+
+def _runs(settings: CompareSettings, source: Source, fold: int, templates: dict[Size, dict]) -> list[Run]:
     teachers = {n: m for n, m in settings.methods.items() if m.role == "teacher"}
     resolved: dict[str, tuple[dict, str, dict, int]] = {}
     for name, method in {**teachers, **settings.methods}.items():
-        resolved[name] = _resolve(settings, name, method, templates, folder, resolved)
+        resolved[name] = _resolve(settings, name, method, templates, source.preprocessed, fold, resolved)
     made: dict[tuple[str, int], Run] = {}
     for name, seed in _order(settings, teachers, {n for n, r in resolved.items() if "teacher" in r[0][SECTION]}):
         plans, trainer, content, parameters = resolved[name]
         plans = deepcopy(plans)
         plans[SECTION]["seed"] = seed
+        # the teacher of the same fold: any other has seen this one's validation cases
         teacher = made.get((_teacher_of(name, settings), seed)) if "teacher" in plans[SECTION] else None
-        made[name, seed] = Run(name, seed, plans, trainer, content, _hash(content), parameters, teacher)
-    results = Path(os.environ["nnUNet_results"]) / folder.name
-    return Comparison(settings, folder.name, folder, results, list(made.values()), _domains(settings, folder))
+        made[name, seed] = Run(source, fold, name, seed, plans, trainer, content, _hash(content), parameters, teacher,
+                               settings.folds is not None)  # fmt: skip
+    return list(made.values())
 
 
 def same_training(run: Run, plans: dict) -> bool:
@@ -161,39 +187,17 @@ def _teacher_of(name: str, settings: CompareSettings) -> str:
     return settings.methods[name].teacher or "teacher"
 
 
-def _templates(settings: CompareSettings, folder: Path) -> dict[str, dict]:
-    """The plans of a plain teacher and of a student, by the package's own planning in a scratch copy of the folders.
-
-    Student plans come out of a trained folder, and nothing may be trained or overwritten yet: hence the copy.
-    """
-    base = folder / "nnUNetPlans.json"
-    if not base.is_file():
-        raise KDError(f"{base} does not exist: run `nnUNetv2_plan_and_preprocess -d {settings.dataset}` first")
-    with tempfile.TemporaryDirectory() as scratch:
-        preprocessed, results = Path(scratch, "preprocessed", folder.name), Path(scratch, "results", folder.name)
-        preprocessed.mkdir(parents=True)
-        for file in (base, folder / "dataset.json"):
-            shutil.copy(file, preprocessed)
-        with _environment(nnUNet_preprocessed=str(preprocessed.parent), nnUNet_results=str(results.parent)):
-            half = {"cpu_precision": settings.cpu_precision}
-            teacher = plan_teacher(folder.name, settings.configuration, **dataclasses.asdict(settings.teacher), **half)
-            plans = {"teacher": teacher.plans}
-            if settings.student is not None:
-                model = results / f"{PLAIN}__{teacher.plans_name}__{settings.configuration}"
-                (model / f"fold_{settings.fold}").mkdir(parents=True)
-                (model / f"fold_{settings.fold}" / FINAL).touch()
-                shutil.copy(teacher.file, model / "plans.json")
-                shutil.copy(folder / "dataset.json", model)
-                student = dataclasses.asdict(settings.student)
-                plans["student"] = plan_student(folder.name, settings.configuration, model, **student, **half).plans
-    return plans
-
-
 def _resolve(
-    settings: CompareSettings, name: str, method: MethodSettings, templates: dict[str, dict], folder: Path, known: dict
+    settings: CompareSettings,
+    name: str,
+    method: MethodSettings,
+    templates: dict[Size, dict],
+    folder: Path,
+    fold: int,
+    known: dict,
 ) -> tuple[dict, str, dict, int]:
     """One method's plans, trainer, everything its result depends on, and its number of parameters."""
-    plans = deepcopy(templates[method.role])
+    plans = deepcopy(templates[size_of(method)])
     section = plans[SECTION]
     preset = method.preset or "student"
     trainer = PLAIN if preset == "student" else DISTILLING
@@ -209,7 +213,7 @@ def _resolve(
     except KDError as error:
         raise KDError(f"{settings.file}: method {name}: {error}") from None
     content = _result_depends_on(config) | {
-        "dataset": plans["dataset_name"], "fold": settings.fold, "configurations": plans["configurations"],
+        "dataset": plans["dataset_name"], "fold": fold, "configurations": plans["configurations"],
     }  # fmt: skip
     if config.distils:
         teacher = _teacher_of(name, settings)
@@ -222,7 +226,7 @@ def _resolve(
     else:
         # neither trained with nor waited for; the settings a teacher's plans brought are in the plans themselves
         section.pop("teacher", None)
-    network = build_network(ModelFolder(folder, plans, json.loads((folder / "dataset.json").read_text()),
+    network = build_network(ModelFolder(folder, plans, json.loads((folder / "dataset.json").read_text(encoding="utf-8")),
                                         settings.configuration))  # fmt: skip
     return plans, trainer, json.loads(json.dumps(content)), count_parameters(network)
 
@@ -252,44 +256,37 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _domains(settings: CompareSettings, folder: Path) -> dict[str, Domain]:
-    dataset_json = json.loads((folder / "dataset.json").read_text())
+def _domains(settings: CompareSettings, source: Source, fold: int) -> dict[str, Domain]:
+    dataset_json = json.loads((source.preprocessed / "dataset.json").read_text(encoding="utf-8"))
     found = {}
     for name, d in settings.domains.items():
+        if d.sources is not None and source.name not in d.sources:
+            continue
         domain = parse_domain(f"{name}={d.domain}", Path(os.environ["nnUNet_raw"]))
         if d.cases == "validation":
-            kept = _validation_cases(folder, settings)
+            kept = _validation_cases(source.preprocessed, settings, fold)
             domain = dataclasses.replace(domain, cases=[c for c in domain.cases if c.split("__")[0] in kept])
             if not domain.cases:
-                raise KDError(f"{settings.file}: domain {name} has no validation case of fold {settings.fold} "
-                              f"({', '.join(sorted(kept)[:3])}, ...): change `domain` or `cases`")  # fmt: skip
+                raise KDError(f"{settings.file}: domain {name} has no validation case of fold {fold} of {source.dataset} "
+                              f"({', '.join(sorted(kept)[:3])}, ...): change `domain`, `cases` or `sources`")  # fmt: skip
         for case in domain.cases:
             cluster_of(settings, name, case)
         check_images(domain, dataset_json)
         found[name] = domain
+    if not found:
+        raise KDError(f"{settings.file}: no domain is for source {source.name}: name it in the `sources` of one")
     return found
 
 
-def _validation_cases(folder: Path, settings: CompareSettings) -> set[str]:
+def _validation_cases(folder: Path, settings: CompareSettings, fold: int) -> set[str]:
     file = folder / "splits_final.json"
     if not file.is_file():
         # nnU-Net would make the same at the first training, in the middle of which another worker could read it
-        ending = json.loads((folder / "dataset.json").read_text())["file_ending"]
+        ending = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
         cases = sorted(p.name.removesuffix(ending) for p in (folder / "gt_segmentations").iterdir())
         write_json(file, [{k: [str(c) for c in v] for k, v in s.items()} for s in generate_crossval_split(cases)])
-    splits = json.loads(file.read_text())
-    if settings.fold >= len(splits):
-        raise KDError(f'{settings.file}: "fold" is {settings.fold}, {file} has folds 0 to {len(splits) - 1}')
-    return set(splits[settings.fold]["val"])
-
-
-@contextmanager
-def _environment(**changes: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        os.environ.update({k: v for k, v in before.items() if v is not None})
-        for name in (k for k, v in before.items() if v is None):
-            del os.environ[name]
+    split = read_fold(folder, fold)
+    if split is None:
+        key = "folds" if settings.folds else "fold"
+        raise KDError(f'{settings.file}: "{key}" is {fold}, a fold that {file} does not have: name another')
+    return set(split["val"])

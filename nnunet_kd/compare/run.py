@@ -15,7 +15,7 @@ from nnunet_kd.compare import git
 from nnunet_kd.compare.execute import TrainedElsewhere, execute, kept_model, missing, model_folder, status
 from nnunet_kd.compare.locks import RunLock
 from nnunet_kd.compare.planning import Comparison, Run, plan_comparison
-from nnunet_kd.compare.rows import read_rows
+from nnunet_kd.compare.rows import read_rows, take_over_parts
 from nnunet_kd.compare.settings import CompareSettings
 from nnunet_kd.errors import KDError
 
@@ -32,6 +32,7 @@ def compare(settings: CompareSettings, dry_run: bool = False, jobs: int = 1, wor
         KDError: a mistake in the file, found before anything trains; or at the end, runs that failed.
     """
     comparison = plan_comparison(settings)
+    take_over_parts(settings.csv)
     read_rows(settings.csv)  # a foreign file must not be noticed after the first training
     if dry_run:
         _list(comparison)
@@ -46,10 +47,10 @@ def compare(settings: CompareSettings, dry_run: bool = False, jobs: int = 1, wor
         raise KDError(f"{len(failed)} of {total} runs failed (see above): mend the cause and start again, the rest is kept")
 
 
-def work(comparison: Comparison, bar: bool | None = None) -> dict[tuple[str, int], str]:
-    """Do every run that is missing and that nobody else does. Returns ``{(method, seed): why}`` of those that failed."""
+def work(comparison: Comparison, bar: bool | None = None) -> dict[tuple, str]:
+    """Do every run that is missing and that nobody else does. Returns ``{run.key: why}`` of those that failed."""
     committing = comparison.settings.commit and _can_commit(comparison)
-    failed: dict[tuple[str, int], str] = {}
+    failed: dict[tuple, str] = {}
     waiting_said: set[str] = set()
     while True:
         state = _do_next(comparison, failed, committing, bar, waiting_said)
@@ -71,7 +72,7 @@ def _do_next(comparison: Comparison, failed: dict, committing: bool, bar: bool |
             else:
                 waiting = True
             continue
-        lock = RunLock(comparison.notes / f"{run.model_name}.lock")
+        lock = RunLock(run.source.notes / f"{run.model_name}.lock")
         try:
             if not lock.take():
                 waiting = True
@@ -89,7 +90,7 @@ def _do_next(comparison: Comparison, failed: dict, committing: bool, bar: bool |
             except KDError as error:
                 _fail(failed, run, str(error))
             except Exception as error:  # whatever nnU-Net raises in one run must not end the others
-                log = comparison.notes / f"{run.model_name}.log"
+                log = run.source.notes / f"{run.model_name}.log"
                 with log.open("a") as file:
                     traceback.print_exc(file=file)
                 _fail(failed, run, f"{run.label}: {type(error).__name__}: {error} (traceback in {log})")

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import re
-import types
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from nnunet_kd.compare.yaml_file import build, checked_name, checked_values, filled, read_yaml
 from nnunet_kd.errors import KDError
 from nnunet_kd.presets import PRESETS
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+._-]*")  # becomes part of folder names
 UNDISTILLED = ("views", "msan", "act", "terms", "losses")  # what preset "student" does not read
 OWN_KEYS = ("role", "preset", "seed", "teacher")  # what `settings` must leave to the file
 
@@ -43,13 +37,45 @@ class StudentSettings:
 
 @dataclass(frozen=True)
 class MethodSettings:
-    """One method. ``settings`` is merged into the plans section "nnunet_kd"; ``teacher`` names the method to learn from."""
+    """One method. ``settings`` is merged into the plans section "nnunet_kd"; ``teacher`` names the method to learn from.
+
+    ``iterations`` and (students only) ``features`` stand in for those of the file's sections teacher and student.
+    """
 
     role: str = "student"
     preset: str | None = None
     settings: dict = field(default_factory=dict)
     seeds: list | None = None
     teacher: str | None = None
+    iterations: int | None = None
+    features: list | None = None
+
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """A data set that every method trains on."""
+
+    dataset: int
+
+
+@dataclass(frozen=True)
+class SlurmSettings:
+    """What one run asks of a Slurm cluster. ``local`` runs the jobs one after the other on this machine, to try the file.
+
+    ``setup`` are shell lines before the run, ``extra`` further options of sbatch by their long names.
+    """
+
+    cluster: str = "slurm"
+    hours: int | float = 24
+    partition: str | None = None
+    memory_gb: int | None = None
+    cpus: int | None = None
+    gpus: int | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    setup: list = field(default_factory=list)
+    extra: dict = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,20 +83,26 @@ class DomainSettings:
     """One domain: ``ID[:Tr|:Ts[:GLOB]]`` or ``IMAGES,LABELS[,FOV]``; which of its cases, and for which methods.
 
     ``clusters`` is a regular expression that finds, in a case's name, what the bootstrap draws as one (a child, a patient).
+    ``sources``: the sources whose networks are evaluated here, by default all. ``unseen`` says whether the report counts it
+    as an unseen domain; by default it is one if it belongs to another data set than the source.
     """
 
     domain: str
     cases: str = "all"
     methods: list | None = None
     clusters: str | None = None
+    sources: list | None = None
+    unseen: bool | None = None
 
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """The whole file. ``csv`` and ``models`` are relative to the current folder."""
+    """The whole file. ``csv`` and ``models`` are relative to the current folder.
+
+    Either ``dataset`` or ``sources``, and either ``fold`` or ``folds``; `all_sources` and `all_folds` have both forms as one.
+    """
 
     file: Path
-    dataset: int
     configuration: str
     csv: Path
     models: Path
@@ -79,11 +111,25 @@ class CompareSettings:
     methods: dict[str, MethodSettings]
     domains: dict[str, DomainSettings]
     seeds: list[int]
-    fold: int = 0
+    dataset: int | None = None
+    sources: dict[str, SourceSettings] | None = None
+    fold: int | None = None
+    folds: list | None = None
     cpu_precision: str | None = None
     threads: int = 1
     device: str = "cpu"
     commit: bool = False
+    failed_below: float = 0.5
+    slurm: SlurmSettings | None = None
+
+    @property
+    def all_sources(self) -> dict[str, SourceSettings]:
+        """The sources by name; the one of a file without names is called ""."""
+        return self.sources or {"": SourceSettings(self.dataset or 0)}
+
+    @property
+    def all_folds(self) -> list[int]:
+        return self.folds or [self.fold or 0]
 
 
 def read_settings(file: str | Path) -> CompareSettings:
@@ -93,12 +139,7 @@ def read_settings(file: str | Path) -> CompareSettings:
         KDError: unreadable file, unknown, missing, doubled or unused keys, wrong types or values.
     """
     file = Path(file)
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except FileNotFoundError:
-        raise KDError(f"{file} does not exist: name the comparison's YAML file") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise KDError(f"{file} is no valid YAML: {' '.join(str(error).split())}") from None
+    content = read_yaml(file)
     try:
         return _settings(file, content)
     except KDError as error:
@@ -106,15 +147,14 @@ def read_settings(file: str | Path) -> CompareSettings:
 
 
 def _settings(file: Path, content: Any) -> CompareSettings:
-    values = _values(CompareSettings, content, "", without=("file",))
-    methods = {_name("methods", k): _build(MethodSettings, v, f"methods.{k}") for k, v in _filled(values, "methods").items()}
-    domains = {}
-    for name, value in _filled(values, "domains").items():
-        value = {"domain": value} if isinstance(value, str) else value
-        domains[_name("domains", name)] = _build(DomainSettings, value, f"domains.{name}")
-    values["teacher"] = _build(TeacherSettings, values["teacher"], "teacher")
-    student = values.get("student")
-    values["student"] = None if student is None else _build(StudentSettings, student, "student")
+    values = checked_values(CompareSettings, content, "", without=("file",))
+    methods = _named(MethodSettings, values, "methods")
+    domains = _named(DomainSettings, values, "domains", short="domain")
+    values["teacher"] = build(TeacherSettings, values["teacher"], "teacher")
+    for key, kind in (("student", StudentSettings), ("slurm", SlurmSettings)):
+        values[key] = None if values.get(key) is None else build(kind, values[key], key)
+    if values.get("sources") is not None:
+        values["sources"] = _named(SourceSettings, values, "sources", short="dataset")
     for key in ("csv", "models"):
         values[key] = Path(values[key]).expanduser()
     values["seeds"] = _seeds(values.get("seeds"), methods)
@@ -125,16 +165,34 @@ def _settings(file: Path, content: Any) -> CompareSettings:
     return settings
 
 
+def _named(kind: type, values: dict, key: str, short: str | None = None) -> dict[str, Any]:
+    """A mapping of names; a bare value stands for a mapping with the key ``short`` alone."""
+    found = {}
+    for name, value in filled(values, key).items():
+        value = {short: value} if short and not isinstance(value, dict | None) else value
+        found[checked_name(key, name)] = build(kind, value, f"{key}.{name}")
+    return found
+
+
 def _check_values(s: CompareSettings) -> None:
+    if (s.dataset is None) == (s.sources is None):
+        both = s.dataset is not None
+        raise KDError('"dataset" and "sources" are both set: keep one' if both else
+                      '"dataset" is missing: add it, or `sources: {NAME: ID, ...}` to train on several')  # fmt: skip
+    if s.fold is not None and s.folds is not None:
+        raise KDError('"fold" and "folds" are both set: keep one')
     for where, value, low in (
-        ("dataset", s.dataset, 1), ("fold", s.fold, 0), ("threads", s.threads, 1),
-        ("teacher.iterations", s.teacher.iterations, 1), ("student.iterations", s.student.iterations if s.student else 1, 1),
+        *((f"sources.{n}" if n else "dataset", v.dataset, 1) for n, v in s.all_sources.items()), ("fold", s.fold or 0, 0),
+        ("threads", s.threads, 1), ("teacher.iterations", s.teacher.iterations, 1),
+        ("student.iterations", s.student.iterations if s.student else 1, 1),
+        *((f"methods.{n}.iterations", 1 if m.iterations is None else m.iterations, 1) for n, m in s.methods.items()),
     ):  # fmt: skip
         if value < low:
             raise KDError(f'"{where}" is {value}: it must be at least {low}')
     for where, numbers in (("teacher.patch_size", s.teacher.patch_size), ("teacher.features", s.teacher.features),
-                           ("student.features", s.student and s.student.features), ("seeds", s.seeds),
-                           *((f"methods.{n}.seeds", m.seeds) for n, m in s.methods.items())):  # fmt: skip
+                           ("student.features", s.student and s.student.features), ("seeds", s.seeds), ("folds", s.folds),
+                           *((f"methods.{n}.seeds", m.seeds) for n, m in s.methods.items()),
+                           *((f"methods.{n}.features", m.features) for n, m in s.methods.items())):  # fmt: skip
         _whole_numbers(where, numbers)
     if s.device not in ("cpu", "cuda"):
         raise KDError(f'"device" is "{s.device}": use cpu or cuda')
@@ -144,6 +202,23 @@ def _check_values(s: CompareSettings) -> None:
         raise KDError(f'"cpu_precision" is "{s.cpu_precision}": use float32 or bfloat16')
     if s.csv.suffix != ".csv":
         raise KDError(f'"csv" is {s.csv}: name a file that ends in .csv')
+    if not 0 <= s.failed_below <= 1:
+        raise KDError(f'"failed_below" is {s.failed_below}: a case counts as failed below this Dice, from 0 to 1')
+    if s.slurm is not None:
+        _check_slurm(s.slurm)
+
+
+def _check_slurm(s: SlurmSettings) -> None:
+    if s.cluster not in ("slurm", "local"):
+        raise KDError(f'"slurm.cluster" is "{s.cluster}": use slurm, or local to try the file on this machine')
+    for key, low in (("hours", 0.01), ("memory_gb", 1), ("cpus", 1), ("gpus", 0)):
+        value = getattr(s, key)
+        if value is not None and value < low:
+            raise KDError(f'"slurm.{key}" is {value}: it must be at least {low}')
+    if not all(isinstance(line, str) for line in s.setup):
+        raise KDError(f'"slurm.setup" is {s.setup}: list shell lines, such as ["module load python"]')
+    if "dependency" in s.extra:
+        raise KDError('"slurm.extra.dependency" is set by this program itself (students wait for their teacher): remove it')
 
 
 def _whole_numbers(where: str, numbers: list | None) -> None:
@@ -151,8 +226,8 @@ def _whole_numbers(where: str, numbers: list | None) -> None:
         return
     if not numbers or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
         raise KDError(f'"{where}" is {numbers}: list whole numbers, such as [0, 1, 2]')
-    if where.endswith("seeds") and len(set(numbers)) < len(numbers):
-        raise KDError(f'"{where}" is {numbers}: name every seed once')
+    if where.endswith(("seeds", "folds")) and len(set(numbers)) < len(numbers):
+        raise KDError(f'"{where}" is {numbers}: name every {where.split(".")[-1][:-1]} once')
 
 
 def _check_methods(s: CompareSettings) -> None:
@@ -180,6 +255,8 @@ def _check_methods(s: CompareSettings) -> None:
                 raise KDError(f'"{where}.settings.{key}": this file sets it itself; write it beside "settings", not in it')
             if key in UNDISTILLED and m.preset in (None, "student"):
                 raise KDError(f'"{where}.settings.{key}" is set but preset "student" does not read it: change the preset')
+        if m.features is not None and m.role == "teacher":
+            raise KDError(f'"{where}.features" is set but its role is teacher: all teachers take "teacher.features"')
         if m.teacher is not None and (m.role == "teacher" or m.teacher not in teachers):
             raise KDError(f'"{where}.teacher" is "{m.teacher}": name a method with role teacher, for a student only')
 
@@ -194,6 +271,11 @@ def _check_domains(s: CompareSettings) -> None:
                 raise KDError(f'"{where}.methods" names "{method}": known methods are {", ".join(s.methods)}')
         if d.methods == []:
             raise KDError(f'"{where}.methods" is empty, so nothing would be predicted: name methods, or remove the key')
+        for source in d.sources or []:
+            if s.sources is None or source not in s.sources:
+                raise KDError(f'"{where}.sources" names "{source}": known sources are {", ".join(s.sources or ["none"])}')
+        if d.sources == []:
+            raise KDError(f'"{where}.sources" is empty, so nothing would be predicted: name sources, or remove the key')
         try:
             re.compile(d.clusters or "")
         except re.error as error:
@@ -226,64 +308,3 @@ def _seeds(seeds: list | None, methods: dict[str, MethodSettings]) -> list:
     if seeds is not None and own:
         raise KDError('"seeds" is set but every method names its own: remove it')
     return seeds if seeds is not None else [0]
-
-
-def _filled(values: dict, key: str) -> dict:
-    if not values[key]:
-        raise KDError(f'"{key}" is empty: add at least one')
-    return values[key]
-
-
-def _name(where: str, name: Any) -> str:
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise KDError(f'"{where}" has the name {name!r}: use letters, digits, "+", "-", "_" and "." (in quotes if YAML reads '
-                      "it as something else)")  # fmt: skip
-    return name
-
-
-def _build(cls: type, data: Any, where: str) -> Any:
-    return cls(**_values(cls, data, where))
-
-
-def _values(cls: type, data: Any, where: str, without: tuple[str, ...] = ()) -> dict:
-    """The checked keys of one mapping, by a dataclass's type hints."""
-    prefix = f"{where}." if where else ""
-    if not isinstance(data, dict):
-        raise KDError(f'"{where or "the file"}" must be a mapping with keys, got {data!r}')
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in without}
-    hints = typing.get_type_hints(cls)
-    for key, value in data.items():
-        if key not in fields:
-            close = difflib.get_close_matches(str(key), list(fields), n=1)
-            fix = f'did you mean "{close[0]}"?' if close else f"known keys: {', '.join(fields)}"
-            raise KDError(f'unknown key "{prefix}{key}"; {fix}')
-        allowed = _types(hints[key])
-        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-            names = " or ".join(t.__name__ for t in allowed if t is not type(None))
-            raise KDError(f'"{prefix}{key}" is {value!r}: it must be of type {names}')
-    for name, f in fields.items():
-        optional = type(None) in _types(hints[name]) or name == "seeds"
-        required = f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-        if required and name not in data and not optional:
-            raise KDError(f'"{prefix}{name}" is missing: add it')
-    return dict(data)
-
-
-def _types(hint: Any) -> tuple[type, ...]:
-    """Types that a value of the YAML file may have: paths are text there, nested dataclasses mappings."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    plain = [typing.get_origin(o) or o for o in options]
-    return tuple(dict if dataclasses.is_dataclass(o) else str if o is Path else o for o in plain)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML's safe loader, but a key given twice is an error: YAML would silently keep the last."""
-
-    def construct_mapping(self, node, deep: bool = False) -> dict:
-        seen = set()
-        for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
-            if name in seen:
-                raise yaml.YAMLError(f'key "{name}" is there twice (line {key.start_mark.line + 1}): remove one')
-            seen.add(name)
-        return super().construct_mapping(node, deep)

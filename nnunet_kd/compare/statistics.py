@@ -1,7 +1,8 @@
 """Paired differences between two methods, with an interval that respects what belongs together.
 
-The same image predicted by both methods with the same seed makes a pair. Images of one child resemble each other, and so do
-all images of one training: so the bootstrap draws whole clusters and whole seeds, not pairs.
+The same image predicted by both methods with the same seed (and fold) makes a pair. Images of one child resemble each other,
+and so do all images of one training: so the bootstrap draws whole clusters and whole trainings, not pairs. Where there are no
+folds, a training is a seed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-Scores = Mapping[tuple[int, str], float]  # {(seed, case): Dice}
+Training = tuple[int, int]  # seed, fold
+Scores = Mapping[tuple[Training, str], float]  # {(training, case): Dice}
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def train(dataset: str, configuration: str, fold: int, plans: str, trainer_name:
 def read_record(file: Path | None) -> dict:
     """``{"commit": of the code, "epochs": {epochs done: [CPU seconds, wall seconds] or None if unknown}}``."""
     empty = {"commit": "", "epochs": {}}
-    return empty | json.loads(file.read_text()) if file is not None and file.is_file() else empty
+    return empty | json.loads(file.read_text(encoding="utf-8")) if file is not None and file.is_file() else empty
 
 
 def main() -> None:
@@ -61,6 +62,8 @@ def main() -> None:
         parser.add_argument(name, type=int if name in ("fold", "threads") else str)
     parser.add_argument("--c", action="store_true", help="go on from the latest checkpoint")
     o = parser.parse_args()
+    # Slurm's warning before the time limit goes to every process of a job; the parent answers it and ends this one
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
     import torch
 
     torch.set_num_threads(o.threads)

@@ -11,15 +11,16 @@ import re
 from pathlib import Path
 
 from nnunet_kd.datasets.corruptions import corrupted
-from nnunet_kd.datasets.fundus import FundusCase, check_options, convert_cases, list_folder, source_folder
+from nnunet_kd.datasets.fundus import FundusCase, check_options, convert_cases, list_folder
 from nnunet_kd.datasets.nnunet_format import (
     ConversionReport,
-    dataset_folder,
-    folds_by_group,
-    free_dataset_folder,
+    check_choice,
+    folds_of_cases,
     new_dataset_folder,
+    new_report,
     write_splits,
 )
+from nnunet_kd.datasets.sources import SourceFiles, opened
 from nnunet_kd.errors import KDError
 
 CHILDREN = tuple(f"{i:02d}" for i in range(1, 15))
@@ -27,6 +28,7 @@ CHILDREN = tuple(f"{i:02d}" for i in range(1, 15))
 SPLITS = {"first20": CHILDREN[:10], "last8train": CHILDREN[10:]}  # the children trained on
 OBSERVERS = {1: "1stho", 2: "2ndho"}
 N_FOLDS = 5
+IMAGE, KEEP = r"image_(\d\d[lr])\.(?:jpe?g|png|tiff?)", r"image_\d\d[lr](?:_[12](?:st|nd)ho)?\.(?:jpe?g|png|tiff?)"
 EXPECTED = (
     "28 images Image_01L.jpg .. Image_14R.jpg with Image_01L_1stHO.png (observer 1) and Image_01L_2ndHO.png "
     "(observer 2) beside them"
@@ -40,11 +42,9 @@ def find_cases(source: str | Path, observer: int = 1, split: str = "first20") ->
     """
     if observer not in OBSERVERS:
         raise KDError(f"CHASE_DB1 has observers 1 and 2, not {observer}: correct --observer")
-    if split not in SPLITS:
-        raise KDError(f"unknown split {split!r} of CHASE_DB1: use one of {', '.join(SPLITS)} with --split")
-    source = source_folder(source)
-    files = list_folder(source)
-    images = {m[1]: p for n, p in files.items() if (m := re.fullmatch(r"image_(\d\d[lr])\.(?:jpe?g|png|tiff?)", n))}
+    check_choice("split", split, SPLITS, of="CHASE_DB1")
+    files = list_folder(Path(source))
+    images = {m[1]: p for n, p in files.items() if (m := re.fullmatch(IMAGE, n))}
     wanted = [child + eye for child in CHILDREN for eye in "lr"]
     if set(images) != set(wanted):
         missing = sorted(set(wanted) - set(images))
@@ -85,44 +85,36 @@ def convert(
     KDError for what is wrong with the source or the target folders.
     """
     check_options(channels, fov_width)
-    cases = find_cases(source, observer, split)
-    if corruptions:
-        cases, name = corrupted([c for c in cases if c.tag == "Tr"]), f"{name}corrupted"
-    target = free_dataset_folder(raw, dataset_id, name, overwrite)
-    planned = dataset_folder(preprocessed, dataset_id, name)
-    report = ConversionReport(target.name, target)
-
-    folds = [] if corruptions else _folds_by_child(cases)
-    if 0 < len(folds) < N_FOLDS:
-        report.warnings.append(
-            f"only {len(folds)} folds (one child each): train folds 0 to {len(folds) - 1}, "
-            "nnU-Net would split a further one at random"
-        )
-    if (planned / "dataset_fingerprint.json").exists():
-        report.warnings.append(f"{planned} was planned before: run nnUNetv2_plan_and_preprocess with --clean")
-
-    with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
-        convert_cases(
-            folder,
-            cases,
-            report,
-            channels=channels,
-            fov_width=fov_width,
-            expected_size=(999, 960),
-            settings={"set": "chase_db1", "observer": observer, "split": split},
-            reference="Fraz et al., An ensemble classification-based approach applied to retinal blood vessel "
-            "segmentation, IEEE TBME 2012",
-            licence="CC BY 4.0",
-        )
-        if folds:
-            write_splits(preprocessed, target.name, folds, overwrite)
+    with opened(source, raw, KEEP) as root:
+        inside = {p.parent for p in SourceFiles(root).find(IMAGE, twice=True).values()}
+        root = inside.pop() if len(inside) == 1 else root  # a folder further down
+        cases = find_cases(root, observer, split)
+        if corruptions:
+            cases, name = corrupted([c for c in cases if c.tag == "Tr"]), f"{name}corrupted"
+        report = new_report(raw, preprocessed, dataset_id, name, overwrite)
+        train = [c.name for c in cases if c.tag == "Tr"]
+        folds = [] if corruptions else folds_of_cases(train, lambda case: case[-3:-1], N_FOLDS)  # by child
+        if 0 < len(folds) < N_FOLDS:
+            report.warnings.append(
+                f"only {len(folds)} folds (one child each): train folds 0 to {len(folds) - 1}, "
+                "nnU-Net would split a further one at random"
+            )
+        with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
+            convert_cases(
+                folder,
+                cases,
+                report,
+                channels=channels,
+                fov_width=fov_width,
+                expected_size=(999, 960),
+                published_cases=28,
+                root=root,
+                settings={"set": "chase_db1", "observer": observer, "split": split, "source": str(source)},
+                reference="Fraz et al., An ensemble classification-based approach applied to retinal blood vessel "
+                "segmentation, IEEE TBME 2012",
+                licence="CC BY 4.0",
+            )
+            if folds:
+                write_splits(preprocessed, report.dataset, folds, overwrite)
     report.folds = len(folds)
     return report
-
-
-def _folds_by_child(cases: list[FundusCase]) -> list[dict[str, list[str]]]:
-    children: dict[str, list[str]] = {}
-    for case in cases:
-        if case.tag == "Tr":
-            children.setdefault(case.name[-3:-1], []).append(case.name)
-    return folds_by_group(children, min(N_FOLDS, len(children)))

@@ -9,16 +9,17 @@ redistribution.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from nnunet_kd.datasets.corruptions import corrupted
-from nnunet_kd.datasets.fundus import FundusCase, check_options, convert_cases, list_folder, source_folder
-from nnunet_kd.datasets.nnunet_format import ConversionReport, dataset_folder, free_dataset_folder, new_dataset_folder
+from nnunet_kd.datasets.fundus import FundusCase, check_options, convert_cases
+from nnunet_kd.datasets.nnunet_format import ConversionReport, new_dataset_folder, new_report
+from nnunet_kd.datasets.sources import SourceFiles, opened
 from nnunet_kd.errors import KDError
 
 HALVES = {"training": range(21, 41), "test": range(1, 21)}
 OBSERVERS = {1: "1st_manual", 2: "2nd_manual"}
+KEEP = r"(?:training|test)/(?:.*/)?(?:images|mask|1st_manual|2nd_manual)/[^/]+\.(?:tiff?|gif)"
 EXPECTED = (
     "training/images/21_training.tif, training/1st_manual/21_manual1.gif, training/mask/21_training_mask.gif, "
     "test/images/01_test.tif and so on"
@@ -33,14 +34,16 @@ def find_cases(source: str | Path, observer: int = 1) -> tuple[list[FundusCase],
     """
     if observer not in OBSERVERS:
         raise KDError(f"DRIVE has observers 1 and 2, not {observer}: correct --observer")
-    source = source_folder(source)
+    files = SourceFiles(Path(source))
     cases, warnings = [], []
     for half, numbers in HALVES.items():
-        parts = list_folder(list_folder(source).get(half, source / half))
-        images, masks, labels = (list_folder(parts.get(p, source / half / p)) for p in ("images", "mask", OBSERVERS[observer]))
-        images = {int(m[1]): p for n, p in images.items() if (m := re.fullmatch(rf"(\d\d)_{half}\.tiff?", n))}
-        masks = {int(m[1]): p for n, p in masks.items() if (m := re.fullmatch(rf"(\d\d)_{half}_mask\.gif", n))}
-        labels = {int(m[1]): p for n, p in labels.items() if (m := re.fullmatch(rf"(\d\d)_manual{observer}\.gif", n))}
+
+        def numbered(name: str, half: str = half) -> dict[int, Path]:
+            return {int(i): path for (i,), path in files.find(rf"{half}/(?:.*/)?{name}").items()}
+
+        images = numbered(rf"images/(\d\d)_{half}\.tiff?")
+        masks = numbered(rf"mask/(\d\d)_{half}_mask\.gif")
+        labels = numbered(rf"{OBSERVERS[observer]}/(\d\d)_manual{observer}\.gif")
         if not labels:
             warnings.append(f"no labels of observer {observer} for the {half} half ({half}/{OBSERVERS[observer]}): left out")
             continue
@@ -78,28 +81,27 @@ def convert(
     folders.
     """
     check_options(channels, fov_width)
-    cases, warnings = find_cases(source, observer)
-    if corruptions:
-        cases, name = corrupted([c for c in cases if c.name.startswith("DRIVE_training")]), f"{name}corrupted"
-        if not cases:
-            raise KDError(f"{source} holds no labels of observer {observer} in DRIVE's training half, which --corruptions "
-                          "works on: use --observer 1")  # fmt: skip
-        warnings = [w for w in warnings if "test half" not in w]
-    target = free_dataset_folder(raw, dataset_id, name, overwrite)
-    planned = dataset_folder(preprocessed, dataset_id, name)
-    report = ConversionReport(target.name, target, warnings=warnings)
-    if (planned / "dataset_fingerprint.json").exists():
-        report.warnings.append(f"{planned} was planned before: run nnUNetv2_plan_and_preprocess with --clean")
-    with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
-        convert_cases(
-            folder,
-            cases,
-            report,
-            channels=channels,
-            fov_width=fov_width,
-            expected_size=(565, 584),
-            settings={"set": "drive", "observer": observer},
-            reference="Staal et al., Ridge-based vessel segmentation in color images of the retina, IEEE TMI 2004",
-            licence="research use only, no redistribution",
-        )
+    with opened(source, raw, KEEP, parts=HALVES) as root:
+        cases, warnings = find_cases(root, observer)
+        if corruptions:
+            cases, name = corrupted([c for c in cases if c.name.startswith("DRIVE_training")]), f"{name}corrupted"
+            if not cases:
+                raise KDError(f"{source} holds no labels of observer {observer} in DRIVE's training half, which --corruptions "
+                              "works on: use --observer 1")  # fmt: skip
+            warnings = [w for w in warnings if "test half" not in w]
+        report = new_report(raw, preprocessed, dataset_id, name, overwrite, warnings=warnings)
+        with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
+            convert_cases(
+                folder,
+                cases,
+                report,
+                channels=channels,
+                fov_width=fov_width,
+                expected_size=(565, 584),
+                published_cases=len(cases),  # whole halves only, see find_cases
+                root=root,
+                settings={"set": "drive", "observer": observer, "source": str(source)},
+                reference="Staal et al., Ridge-based vessel segmentation in color images of the retina, IEEE TMI 2004",
+                licence="research use only, no redistribution",
+            )
     return report

@@ -14,7 +14,11 @@ What is done, in this order, and why:
 
 from __future__ import annotations
 
+import gzip
+import io
 import math
+import os
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,15 +27,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from scipy import ndimage
+from tqdm import tqdm
 
 from nnunet_kd.datasets.corruptions import corrupt, severities
-from nnunet_kd.datasets.nnunet_format import ConversionReport, write_case, write_dataset_json
+from nnunet_kd.datasets.nnunet_format import ConversionReport, check_choice, write_case, write_dataset_json
 from nnunet_kd.errors import KDError
 from nnunet_kd.files import write_json
 
 CHANNEL_NAMES = {"green": ("green",), "gray": ("gray",), "rgb": ("red", "green", "blue")}
 MARGIN = 0.1
 DARKEST_FOV_LEVEL = 15  # of 255, brightest channel: above the camera's black border (0..5), below the dimmest periphery
+FULLEST_FOV = 0.95  # of the image: a disc fills at most pi/4 of a square, cut off above and below a little more
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -162,18 +168,9 @@ def prepare_label(label: np.ndarray, fov: np.ndarray, geometry: Geometry) -> np.
 
 def check_options(channels: str, fov_width: int | None) -> None:
     """Raise KDError for an unknown channel choice or an impossible width."""
-    if channels not in CHANNEL_NAMES:
-        raise KDError(f"unknown channels {channels!r}: use one of {', '.join(CHANNEL_NAMES)} with --channels")
+    check_choice("channels", channels, CHANNEL_NAMES)
     if fov_width is not None and not 32 <= fov_width <= 8192:
         raise KDError(f"--fov-width {fov_width} is not between 32 and 8192 pixels: 512 suits CHASE_DB1 and DRIVE")
-
-
-def source_folder(source: str | Path) -> Path:
-    """The folder of a published set. Raises KDError if there is none."""
-    source = Path(source).expanduser()
-    if not source.is_dir():
-        raise KDError(f"{source} is not a folder: give the folder that the published archive was unpacked to")
-    return source
 
 
 def list_folder(folder: Path) -> dict[str, Path]:
@@ -193,10 +190,11 @@ def read_binary(path: Path) -> np.ndarray:
 
 def _open(path: Path, mode: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        content = gzip.decompress(path.read_bytes()) if path.name.lower().endswith(".gz") else path.read_bytes()
+        with Image.open(io.BytesIO(content)) as image:
             return image.convert(mode)
-    except (OSError, UnidentifiedImageError) as e:
-        raise KDError(f"cannot read {path} ({e}): the file is damaged, download it again") from e
+    except (OSError, EOFError, zlib.error, ValueError, SyntaxError, UnidentifiedImageError) as e:
+        raise KDError(f"cannot read {path} ({str(e) or type(e).__name__}): the file is damaged, download it again") from e
 
 
 def convert_cases(
@@ -207,6 +205,8 @@ def convert_cases(
     channels: str,
     fov_width: int | None,
     expected_size: tuple[int, int],
+    published_cases: int,
+    root: Path,
     settings: dict,
     reference: str,
     licence: str,
@@ -214,11 +214,12 @@ def convert_cases(
     """Write all cases, dataset.json, conversion.json and contact_sheet.jpg into `folder`, verify them, and fill in
     `report`.
 
-    expected_size: (width, height) as published; another one is a warning. Raises KDError if a label or mask does not
-    fit its image or is empty, and if what lies on the disk at the end is not what was meant.
+    expected_size: (width, height) as published; another one is a warning. root: the source folder, for the log. Raises
+    KDError if a label or mask does not fit its image or is empty, and if what lies on the disk at the end is not what
+    was meant.
     """
-    log, sizes = {}, Counter()
-    for case in cases:
+    log, sizes, full = {}, Counter(), []
+    for case in tqdm(cases, desc=report.dataset, unit="case", disable=None):
         rgb, label = read_rgb(case.image), read_binary(case.label)
         published = read_binary(case.fov) if case.fov else None
         for path, array in ((case.label, label), (case.fov, published)):
@@ -233,6 +234,8 @@ def convert_cases(
                 raise KDError(f"{path} is empty (no pixel >= 128): the file is damaged, download it again")
         try:
             native_fov = find_fov(rgb) if published is None else published
+            if published is None and native_fov.mean() > FULLEST_FOV:
+                full.append(case.name)
             if case.corruption:
                 rgb = corrupt(rgb, native_fov, case.corruption, case.name)
             image, fov, geometry = prepare(rgb, native_fov, channels, fov_width)
@@ -243,7 +246,7 @@ def convert_cases(
         sources = {"image": case.image, "label": case.label, **({"fov": case.fov} if case.fov else {})}
         log[case.name] = {
             "part": f"images{case.tag}",
-            "source": {k: str(p) for k, p in sources.items()},
+            "source": {k: os.path.relpath(p, root) for k, p in sources.items()},
             **({"corruption": case.corruption} if case.corruption else {}),
             **asdict(geometry),
             "canvas": geometry.canvas,
@@ -251,8 +254,17 @@ def convert_cases(
     report.train_cases = sorted(c.name for c in cases if c.tag == "Tr")
     report.test_cases = sorted(c.name for c in cases if c.tag == "Ts")
     report.native_sizes = dict(sizes)
+    if full:
+        report.warnings.append(
+            f"the field of view found fills nearly all of {len(full)} image(s) (first {full[0]}): their border is not black, "
+            "see contact_sheet.jpg"
+        )
     if set(sizes) != {expected_size}:
-        report.warnings.append(f"images are published with {expected_size[0]}x{expected_size[1]} pixels, found others")
+        found = ", ".join(f"{w}x{h}" for w, h in sorted(set(sizes) - {expected_size}))
+        report.warnings.append(
+            f"images are published with {expected_size[0]}x{expected_size[1]} pixels, found {found}: a resized copy; "
+            "download the published set"
+        )
     write_dataset_json(
         folder,
         CHANNEL_NAMES[channels],
@@ -267,7 +279,9 @@ def convert_cases(
     copies = [c for c in cases if c.corruption]
     if copies:
         settings["corruptions"] = severities()
-    write_json(folder / "conversion.json", {"dataset": report.dataset, "settings": settings, "cases": log})
+    published = {"cases": None if copies else published_cases, "native_size": expected_size[::-1]}  # (height, width), as above
+    content = {"dataset": report.dataset, "settings": settings, "published": published, "cases": log}
+    write_json(folder / "conversion.json", content)
     verify(folder, cases, report)
     # corrupted copies: one photograph under every corruption
     shown = [c for c in copies if c.image == copies[0].image] or cases

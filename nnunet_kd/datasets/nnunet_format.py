@@ -3,9 +3,11 @@
 Layout written here (`tag` is "Tr" or "Ts"):
 
     DatasetXXX_Name/
-        dataset.json images{tag}/CASE_0000.png     uint8, (H, W) or (H, W, 3) labels{tag}/CASE.png          uint8, (H,
-        W), values 0 and 1 fov{tag}/CASE.png             uint8, (H, W), 0 outside and 255 inside the field of view
-        (for the evaluation; nnU-Net ignores it)
+        dataset.json
+        images{tag}/CASE_0000.png     uint8, (H, W) or (H, W, 3)
+        labels{tag}/CASE.png          uint8, (H, W), values 0 and 1
+        fov{tag}/CASE.png             uint8, (H, W), 0 outside and 255 inside the field of view (for the evaluation;
+                                      nnU-Net ignores it)
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -66,6 +68,13 @@ class ConversionReport:
         return "\n".join(lines + [f"  warning: {w}" for w in self.warnings])
 
 
+def check_choice(option: str, value: str, choices: Collection[str], of: str = "") -> None:
+    """Raise KDError if the value of a converter's option is not one of `choices`. of: the set whose option it is."""
+    if value not in choices:
+        known = ", ".join(choices)
+        raise KDError(f"unknown {option} {value!r}{f' of {of}' if of else ''}: use one of {known} with --{option}")
+
+
 def dataset_name(dataset_id: int, name: str) -> str:
     """nnU-Net's name of a dataset, `DatasetXXX_Name`. Raises KDError for an id or a name that nnU-Net cannot use."""
     if not 1 <= int(dataset_id) <= 999:
@@ -96,6 +105,21 @@ def free_dataset_folder(root: str | Path, dataset_id: int, name: str, overwrite:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
         raise KDError(f"{folder} exists: add --overwrite to replace it, or choose another --dataset-id")
     return folder
+
+
+def new_report(
+    raw: str | Path, preprocessed: str | Path, dataset_id: int, name: str, overwrite: bool = False, **known
+) -> ConversionReport:
+    """An empty report on a dataset that may be written; `known` are further fields of it.
+
+    Raises KDError if the id is taken, or the dataset exists and `overwrite` is False. What was planned before is a warning.
+    """
+    target = free_dataset_folder(raw, dataset_id, name, overwrite)
+    report = ConversionReport(target.name, target, **known)
+    planned = dataset_folder(preprocessed, dataset_id, name)
+    if (planned / "dataset_fingerprint.json").exists():
+        report.warnings.append(f"{planned} was planned before: run nnUNetv2_plan_and_preprocess with --clean")
+    return report
 
 
 @contextmanager
@@ -210,6 +234,14 @@ def folds_by_group(groups: Mapping[str, Sequence[str]], n_folds: int) -> list[di
     return folds
 
 
+def folds_of_cases(cases: Iterable[str], group: Callable[[str], str], n_folds: int) -> list[dict[str, list[str]]]:
+    """`folds_by_group` of cases whose group is told by their name. Fewer groups than `n_folds` make as many folds."""
+    groups: dict[str, list[str]] = {}
+    for case in cases:
+        groups.setdefault(group(case), []).append(case)
+    return folds_by_group(groups, min(n_folds, len(groups)))
+
+
 def write_splits(
     preprocessed_root: str | Path, dataset: str, folds: Sequence[Mapping[str, Sequence[str]]], overwrite: bool = False
 ) -> Path:
@@ -233,3 +265,18 @@ def write_splits(
         return path
     write_json(path, content)
     return path
+
+
+def read_fold(preprocessed: Path, fold: int | str) -> dict[str, list[str]] | None:
+    """``{"train": cases, "val": cases}`` of a fold in a data set's preprocessed folder.
+
+    None if `splits_final.json` is not there or has no such fold ("all"). Raises KDError if it is damaged.
+    """
+    file = preprocessed / "splits_final.json"
+    if not str(fold).isdigit() or not file.is_file():
+        return None
+    try:
+        folds = json.loads(file.read_text(encoding="utf-8"))
+        return {part: list(folds[int(fold)][part]) for part in ("train", "val")} if int(fold) < len(folds) else None
+    except (ValueError, KeyError, TypeError) as error:
+        raise KDError(f"{file} is no list of folds with train and val: put nnU-Net's file back, or delete it") from error

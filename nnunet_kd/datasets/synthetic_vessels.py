@@ -8,25 +8,16 @@ and an undistilled student only, never at a distilled one.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 
-from nnunet_kd.datasets.nnunet_format import (
-    dataset_folder,
-    folds_by_group,
-    free_dataset_folder,
-    new_dataset_folder,
-    write_case,
-    write_dataset_json,
-    write_splits,
-)
+from nnunet_kd.datasets.nnunet_format import write_case
+from nnunet_kd.datasets.synthetic_domains import N_FOLDS, write_domains
 from nnunet_kd.errors import KDError
-from nnunet_kd.files import write_json
 
-N_FOLDS = 4
 STEP = 0.7  # pixels between two points of a vessel's centre line
 MIN_RADIUS = 0.5  # pixels: the thinnest vessels are one pixel wide
 
@@ -202,31 +193,12 @@ def generate(
             f"synthetic vessels need size >= 64, n_train >= {N_FOLDS}, n_test and n_unseen >= 1 and seed >= 0, "
             f"got {size}, {n_train}, {n_test}, {n_unseen} and {seed}: correct them"
         )
-    names = {}
-    for i, (key, domain) in enumerate(DOMAINS.items()):  # everything is checked before the first image is drawn
-        names[key] = free_dataset_folder(raw, first_id + i, domain.name, overwrite).name
-        dataset_folder(preprocessed, first_id + i, domain.name)
-    for i, (key, domain) in enumerate(DOMAINS.items()):
-        parts = {"Tr": n_train, "Ts": n_test} if key == "source" else {"Tr": n_unseen}
-        with new_dataset_folder(raw, first_id + i, domain.name, overwrite) as folder:
-            cases = []
-            for p, (tag, n) in enumerate(parts.items()):
-                for k in range(n):
-                    case = f"{domain.name}_{'test_' if tag == 'Ts' else ''}{k:03d}"
-                    image, label = make_image(np.random.default_rng((seed, i, p, k)), size, domain)
-                    write_case(folder, case, image, label, tag=tag)
-                    cases += [case] if tag == "Tr" else []
-            write_dataset_json(
-                folder,
-                ["gray"],
-                ["vessel"],
-                len(cases),
-                name=names[key],
-                licence="generated, free of rights",
-                reference="nnunet_kd.datasets.synthetic_vessels",
-                description=f"Synthetic vessel trees, domain {key!r}, seed {seed}",
-            )
-            write_json(folder / "synthetic.json", {"seed": seed, "size": size, "domain": asdict(domain)})
-            if key == "source":
-                write_splits(preprocessed, names[key], folds_by_group({c: [c] for c in cases}, N_FOLDS), overwrite)
-    return names
+
+    def write(folder: Path, tag: str, case: str, domain: Domain, numbers: tuple[int, int, int]) -> None:
+        image, label = make_image(np.random.default_rng((seed, *numbers)), size, domain)
+        write_case(folder, case, image, label, tag=tag)
+
+    counts, settings = (n_train, n_test, n_unseen), {"seed": seed, "size": size}
+    known = dict(channel_names=["gray"], labels=["vessel"], reference=__name__, description="Synthetic vessel trees")
+    # done in seconds: no progress bar
+    return write_domains(raw, preprocessed, first_id, DOMAINS, counts, write, overwrite, settings, known, progress=False)

@@ -23,9 +23,11 @@ from nnunet_kd.checkpoints import load_checkpoint, save_atomically
 from nnunet_kd.config import SECTION, read_config
 from nnunet_kd.cost import count_parameters
 from nnunet_kd.deploy.model_card import model_card
-from nnunet_kd.errors import KDError
+from nnunet_kd.deploy.openvino_folder import OpenVINO, add_openvino, check_openvino
+from nnunet_kd.deploy.runner_export import add_runner
+from nnunet_kd.errors import KDError, first_line
+from nnunet_kd.model_folder import ModelFolder, load_network, read_model_folder
 from nnunet_kd.paths import trainers_path
-from nnunet_kd.teacher import ModelFolder, load_network, read_model_folder
 
 STOCK_TRAINER = "nnUNetTrainer"
 CHECKPOINT = "checkpoint_final.pth"  # the name nnUNetv2_predict looks for
@@ -38,6 +40,8 @@ def export_model(
     checkpoint: str = CHECKPOINT,
     name: str | None = None,
     overwrite: bool = False,
+    onnx: bool = False,
+    openvino: OpenVINO | None = None,
 ) -> Path:
     """Write `out`, a stock nnU-Net model folder, from nnU-Net's training folder TRAINER__PLANS__CONFIGURATION.
 
@@ -50,10 +54,12 @@ def export_model(
         checkpoint: which file of each fold to take; it is written as checkpoint_final.pth.
         name: plans name of the export; the default is made from the training's plans and trainer names.
         overwrite: replace `out`, if it is a model folder.
+        onnx: add what prediction without nnU-Net needs: fold_X.onnx, model.json and the runner (runner_export.py).
+        openvino: add OpenVINO files too (openvino_folder.py); needs `onnx`.
 
     Raises:
         KDError: a folder or checkpoint is missing, damaged or foreign; `out` exists; the network
-            is not the one that stock nnU-Net builds.
+            is not the one that stock nnU-Net builds, or (onnx) something in its plans is unknown to the runner.
     """
     model = read_model_folder(training_folder)
     out = Path(out)
@@ -62,6 +68,8 @@ def export_model(
     for fold, content in contents.items():
         _check_belongs(content, model, model.checkpoint(fold, checkpoint))
     trainer = next(iter(contents.values()))["trainer_name"]
+    if openvino is not None:
+        check_openvino(openvino, model, list(contents))
 
     plans = _stock_plans(model.plans, _plans_name(name, model.plans["plans_name"], trainer))
     dataset_json = _without_absolute_paths(model.dataset_json)
@@ -71,6 +79,8 @@ def export_model(
     try:
         _write_model(temporary, model, plans, dataset_json, contents)
         network = _verify(temporary, model, checkpoint, contents)
+        if onnx:
+            add_runner(temporary, network, plans, dataset_json, model.configuration, contents)
         size = sum(file.stat().st_size for file in temporary.glob("fold_*/*.pth"))
         parameters = count_parameters(network)
         card = model_card(
@@ -84,8 +94,11 @@ def export_model(
             list(contents),
             parameters,
             size,
+            onnx,
         )
         (temporary / "MODEL_CARD.md").write_text(card, encoding="utf-8")
+        if openvino is not None:
+            add_openvino(temporary, out.name, openvino, model, list(contents))
         _put_in_place(temporary, out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -212,7 +225,7 @@ def _verify(folder: Path, model: ModelFolder, checkpoint: str, contents: dict[st
 def _not_stock(model: ModelFolder, error: Exception) -> KDError:
     return KDError(
         f"{model.path} cannot be exported: its weights do not fit the network that stock nnU-Net builds from its plans "
-        f"({str(error).splitlines()[0]}); only trainers that keep nnU-Net's own network can be exported"
+        f"({first_line(error)}); only trainers that keep nnU-Net's own network can be exported"
     )
 
 

@@ -40,11 +40,21 @@ Name the folds with `-f`: without it, nnU-Net looks for folds 0 to 4. To call it
     nnUNetv2_predict -i IMAGES -o OUTPUT -d {dataset} -p {plans} -c {configuration} -f {folds} -device cpu
 
 The images must be prepared as the training images were (channels, file ending {ending}, normalisation, spacing).
-
+{runner}
 ## Licence
 
 The weights inherit the terms of the data they were trained on{terms}; check them before passing the model on.
 nnunet_kd, which wrote this folder, is under the Apache License 2.0, as is nnU-Net. Not a medical device.
+"""
+
+
+_RUNNER = """
+## Predict without nnU-Net
+
+The files fold_*.onnx, model.json and the folder runner/ predict the same without nnU-Net and torch:
+
+    pip install -r {folder}/runner/requirements.txt
+    python {folder}/predict.py -i IMAGES -o OUTPUT
 """
 
 
@@ -59,6 +69,7 @@ def model_card(
     folds: Sequence[str],
     parameters: int,
     size: int,
+    runner: bool = False,
 ) -> str:
     """The text of MODEL_CARD.md.
 
@@ -68,6 +79,7 @@ def model_card(
         configuration: "2d", "3d_fullres", ...
         trainer: name of the trainer class that trained it. `terms`: its distillation terms, none for a plain training.
         parameters: number of parameters. `size`: bytes of all checkpoint files.
+        runner: the folder also holds ONNX files and the runner.
     """
     settings = plans["configurations"][configuration]
     licence = dataset_json.get("licence") or dataset_json.get("license")
@@ -88,6 +100,7 @@ def model_card(
         patch=" x ".join(map(str, settings["patch_size"])),
         spacing=" x ".join(f"{spacing:g}" for spacing in settings["spacing"]),
         ending=dataset_json["file_ending"],
+        runner=_RUNNER.format(folder=folder) if runner else "",
         terms=f" (its dataset.json says: {licence})" if licence else "",
         nnunet_kd=__version__,
         nnunetv2=version("nnunetv2"),

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-import gzip
 import json
-import multiprocessing
 import re
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,10 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from nnunet_kd.errors import KDError
-from nnunet_kd.evaluation.metrics import Region, case_metrics
+from nnunet_kd.evaluation.maps import PICTURES, VOLUMES, read_map
+from nnunet_kd.evaluation.measure import CaseFiles, Measured, measure
+from nnunet_kd.evaluation.metrics import Region
 
-PICTURES = (".png", ".bmp", ".tif", ".tiff")
-VOLUMES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd")
+__all__ = ["Domain", "evaluate_predictions", "measure_predictions", "parse_domain", "read_image", "read_label", "read_map"]
+
 DATASET_SPEC = re.compile(r"(\d{1,3})(?::(Tr|Ts)(?::(.+))?)?")
 
 
@@ -76,50 +75,34 @@ def evaluate_predictions(
     Raises:
         KDError: a prediction is missing, unreadable or of another size than its label.
     """
-    predictions = Path(predictions)
+    return measure_predictions(domain, predictions, labels, workers, ignore_label).cases
+
+
+def measure_predictions(
+    domain: Domain, predictions: Path, labels: Sequence[Region], workers: int = 1, ignore_label: int | None = None,
+    tolerance: float = 1.0, label: str | None = None,
+) -> Measured:  # fmt: skip
+    """The cases' metrics, their mean and the pooled ones. With nnU-Net's CASE.npz beside every label map also the AUC.
+
+    Args:
+        labels, workers, ignore_label: as in `evaluate_predictions`.
+        tolerance: of the surface Dice, in mm, or pixels for images without spacing.
+        label: text of the progress bar.
+    """
+    predictions, ending = Path(predictions), domain.file_ending
     for case in domain.cases:
-        file = predictions / f"{case}{domain.file_ending}"
+        file = predictions / f"{case}{ending}"
         if not file.is_file():
             raise KDError(f"prediction {file} is missing: predict domain {domain.name} again")
-    measure = partial(_evaluate_case, domain, predictions, labels, ignore_label)
-    if workers == 1:
-        return {case: measure(case) for case in domain.cases}
-    # spawn: a fork of a process that has used torch's threads can hang
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return dict(zip(domain.cases, pool.map(measure, domain.cases), strict=True))
-
-
-def read_map(file: Path) -> tuple[np.ndarray, tuple[float, ...] | None]:
-    """A label map or one-channel image ``(H, W)`` or ``(D, H, W)``, or a colour picture ``(H, W, 3)``, and its spacing.
-
-    Spacing is in mm, in the order of the axes; None for PNG, BMP and TIFF, which have none.
-    Raises KDError if the file is missing or unreadable.
-    """
-    file = Path(file)
-    if not file.is_file():
-        raise KDError(f"{file} does not exist: put it there, or name the folder that holds it")
-    try:
-        if file.name.lower().endswith(PICTURES):
-            from skimage.io import imread
-
-            return np.asarray(imread(file)), None
-        if file.name.endswith(".gz"):
-            _check_gzip(file)
-        import SimpleITK
-
-        image = SimpleITK.ReadImage(str(file))
-        array, spacing = SimpleITK.GetArrayFromImage(image), image.GetSpacing()[::-1]
-    except Exception as error:  # every reader raises its own kinds
-        said = " ".join(str(error).split())[:160]
-        raise KDError(f"cannot read {file} ({said}): the file is damaged, copy it again from its source") from error
-    return array, tuple(float(s) for s in spacing)
-
-
-def _check_gzip(file: Path) -> None:
-    """Unpack to the end: SimpleITK fills up a truncated file with zeros and says nothing."""
-    with gzip.open(file) as packed:
-        while packed.read(1 << 20):
-            pass
+    saved = all((predictions / f"{case}.npz").is_file() for case in domain.cases)
+    files = [
+        CaseFiles(
+            case, predictions / f"{case}{ending}", domain.labels / f"{case}{ending}",
+            None if domain.fov is None else domain.fov / f"{case}{ending}", predictions / f"{case}.npz" if saved else None,
+        )
+        for case in domain.cases
+    ]  # fmt: skip
+    return measure(files, labels, ignore_label, tolerance, workers=workers, label=label or f"metrics {domain.name}")
 
 
 def read_image(domain: Domain, case: str, channel: int = 0) -> np.ndarray:
@@ -130,17 +113,6 @@ def read_image(domain: Domain, case: str, channel: int = 0) -> np.ndarray:
 def read_label(domain: Domain, case: str) -> np.ndarray:
     """A case's annotation: ``(H, W)`` or ``(D, H, W)``."""
     return read_map(domain.labels / f"{case}{domain.file_ending}")[0]
-
-
-def _evaluate_case(domain: Domain, predictions: Path, labels: Sequence[Region], ignore_label: int | None, case: str) -> dict:
-    file = f"{case}{domain.file_ending}"
-    truth, spacing = read_map(domain.labels / file)
-    prediction, _ = read_map(predictions / file)
-    fov = None if domain.fov is None else read_map(domain.fov / file)[0] > 0
-    try:
-        return case_metrics(prediction, truth, labels, fov, spacing, ignore_label)
-    except ValueError as error:
-        raise KDError(f"{predictions / file} does not fit {domain.labels / file}: {error}") from error
 
 
 def _from_dataset(name: str, number: int, tag: str | None, glob: str | None, raw: Path, labelled: bool) -> Domain:

@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.checkpoints import load_checkpoint
+from nnunet_kd.checkpoints import load_checkpoint, logged_curves
 from nnunet_kd.config import SECTION
-from nnunet_kd.cost import measure_cost
+from nnunet_kd.cost import count_flops, count_parameters
 from nnunet_kd.errors import KDError
-from nnunet_kd.evaluation import fsd
-from nnunet_kd.evaluation.domains import Domain, evaluate_predictions
-from nnunet_kd.evaluation.metrics import pooled, summarise
+from nnunet_kd.evaluation.domains import Domain, measure_predictions
 from nnunet_kd.evaluation.predict import check_images, check_readable, load_predictor, make_our_trainers_known, predict_domain
-from nnunet_kd.evaluation.vectors import has_alignment, load_aligned_run, semantic_vectors
-from nnunet_kd.teacher import ModelFolder, load_network, read_model_folder
+from nnunet_kd.evaluation.semantics import check_domains, compare_models, prepare_runs
+from nnunet_kd.evaluation.vector_files import save_vectors
+from nnunet_kd.evaluation.vectors import has_alignment
+from nnunet_kd.model_folder import ModelFolder, load_network, read_model_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +44,13 @@ class Model:
 
 def evaluate_model(
     model: Model, domains: Sequence[Domain], out: Path, fold: str = "0", checkpoint: str = "checkpoint_final.pth",
-    device: str = "cpu", source: str | None = None,
+    device: str = "cpu", source: str | None = None, auc: bool = False, tolerance: float = 1.0, workers: int = 1,
 ) -> dict:  # fmt: skip
     """One model's entry of the report: cost, metrics per domain and case, training curves.
 
     Args:
         source: name of the home domain; all others are unseen.
+        auc, tolerance, workers: as in `evaluate`.
     """
     folder = read_model_folder(model.folder)
     labels = PlansManager(folder.plans).get_label_manager(folder.dataset_json)
@@ -57,7 +58,8 @@ def evaluate_model(
     predictions, timed = model.predictions, []
     if predictions is None:
         predictor = load_predictor(folder.path, (fold,), checkpoint, device)
-        done = {d.name: predict_domain(predictor, d, out / "predictions" / model.name / d.name, f"{model.name} on {d.name}")
+        done = {d.name: predict_domain(predictor, d, out / "predictions" / model.name / d.name, f"{model.name} on {d.name}",
+                                       probabilities=auc)
                 for d in domains}  # fmt: skip
         predictions, timed = {name: p.folder for name, p in done.items()}, list(done.values())
     elif model.cpu_seconds is None:
@@ -70,80 +72,76 @@ def evaluate_model(
     seconds = [s for p in timed for s in list(p.cpu_seconds.values())[1 if len(p.cpu_seconds) > 1 else 0 :]]
     entry["cpu_seconds_per_case"] = float(np.median(seconds)) if seconds else model.cpu_seconds
     for domain in domains:
-        cases = evaluate_predictions(domain, predictions[domain.name], wanted, ignore_label=labels.ignore_label)
-        summary = summarise(cases)
+        folder_of = Path(predictions[domain.name])
+        found = measure_predictions(domain, folder_of, wanted, workers, labels.ignore_label, tolerance)
+        if auc and model.predictions is None:  # large, and read by nobody else
+            for case in domain.cases:
+                for ending in (".npz", ".pkl"):
+                    (folder_of / f"{case}{ending}").unlink(missing_ok=True)
         entry["domains"][domain.name] = {
-            "dice": summary["dice"], "cases": cases, "summary": summary, "pooled": pooled(cases),
+            "dice": found.summary["dice"], "cases": found.cases, "summary": found.summary, "pooled": found.pooled,
             "unseen": source is not None and domain.name != source,
         }  # fmt: skip
     return entry
 
 
-def compare_semantics(
-    name: str, folder: Path, source: Domain, targets: Sequence[Domain], fold: str = "0",
-    checkpoint: str = "checkpoint_final.pth", networks: tuple[str, ...] = ("student", "teacher"), bootstrap: int = 200,
-    seed: int = 0,
-) -> list[dict]:  # fmt: skip
-    """FSD of one trained run: each target domain against the source, per network, and the source split in half as the floor.
-
-    The source's cases are split in two halves; the first is the reference of every comparison, the second shows what
-    distance two samples of one and the same domain have.
-    """
-    _check_names("domain", [source.name, *(t.name for t in targets)])
-    if len(source.cases) < 2:
-        raise KDError(f"source domain {source.name} has {len(source.cases)} case: FSD needs at least two")
-    for domain in (source, *targets):
-        check_readable(domain, labelled=False)
-    run = load_aligned_run(folder, fold, checkpoint, with_teacher="teacher" in networks)
-    found = []
-    home, home_cases = semantic_vectors(run, source, networks)
-    order = np.random.default_rng(seed).permutation(source.cases)
-    reference = set(order[: len(order) // 2])
-    rows = np.array([c in reference for c in home_cases])
-    owners = np.array(home_cases)
-    others = {t.name: semantic_vectors(run, t, networks) for t in targets}
-    for network in networks:
-        pairs = {f"{source.name} (other half)": (home[network][~rows], owners[~rows])}
-        pairs.update({t: (v[network], np.array(c)) for t, (v, c) in others.items()})
-        for target, (vectors, cases) in pairs.items():
-            try:
-                result = fsd.compare(home[network][rows], vectors, owners[rows], cases, seed=seed, bootstrap=bootstrap)
-            except ValueError as error:
-                raise KDError(f"FSD of {source.name} against {target} ({network}): {error}; give it more cases") from None
-            found.append({"model": name, "network": network, "source": source.name, "target": target, **result})
-    return found
-
-
 def evaluate(
     models: Sequence[Model], domains: Sequence[Domain], out: Path, fold: str = "0",
     checkpoint: str = "checkpoint_final.pth", device: str = "cpu", title: str = "Evaluation", commands: Sequence[str] = (),
-    seed: int | None = None, bootstrap: int = 200, note: str = "",
+    seed: int | None = None, bootstrap: int = 200, note: str = "", distances: str = "own", auc: bool = False,
+    tolerance: float = 1.0, workers: int = 1,
 ) -> dict:  # fmt: skip
-    """Evaluate models on domains (the first domain is the source) and collect the report's data."""
+    """Evaluate models on domains (the first domain is the source) and collect the report's data.
+
+    Args:
+        distances: FSD of the models with MSANs of their own ("own"), of all models with fitted ones ("fit"), or "none".
+        auc: predict with probabilities, for the area under the ROC curve; they are removed when they have been read.
+        tolerance: of the surface Dice, in mm, or pixels.
+        workers: processes that measure.
+    """
     start = time.time()
     _check(models, domains, fold, checkpoint)
     source = domains[0]
     report = {
         "title": title, "created": datetime.datetime.now().isoformat(timespec="seconds"), "seed": seed, "note": note,
-        "commands": list(commands), "versions": versions(), "models": [], "fsd": [],
+        "commands": list(commands), "versions": versions(), "models": [], "fsd": [], "nsd_tolerance": tolerance,
     }  # fmt: skip
     for model in models:
-        report["models"].append(evaluate_model(model, domains, out, fold, checkpoint, device, source.name))
+        report["models"].append(
+            evaluate_model(model, domains, out, fold, checkpoint, device, source.name, auc, tolerance, workers)
+        )
     heaviest = max(m["parameters"] for m in report["models"])
     for entry in report["models"]:
         # an exported student carries no section either, so the role alone would take it for a stock teacher
         if entry["parameters"] < heaviest:
             entry["role"] = "student"
-    for model in models:
-        training = model.training or model.folder
-        if has_alignment(training, fold, checkpoint):
-            try:
-                report["fsd"] += compare_semantics(model.name, training, source, domains[1:], fold, checkpoint,
-                                                   bootstrap=bootstrap)  # fmt: skip
-            except KDError as error:  # a teacher that has moved, say: no reason to lose the predictions' measures
-                report["note"] = f"{report['note']} Without the FSD of {model.name}: {error}.".strip()
+    if distances != "none":
+        _add_distances(report, models, domains, out, fold, checkpoint, bootstrap, seed or 0, distances)
     report["seconds"] = time.time() - start
     return report
+
+
+def _add_distances(
+    report: dict, models: Sequence[Model], domains: Sequence[Domain], out: Path, fold: str, checkpoint: str, bootstrap: int,
+    seed: int, distances: str,
+) -> None:  # fmt: skip
+    """FSD rows and the vectors' files. What fails is noted: no reason to lose the predictions' measures."""
+    folders = {m.name: m.training or m.folder for m in models}
+    if distances == "own":
+        groups = [{n: f} for n, f in folders.items() if has_alignment(f, fold, checkpoint)]
+    else:
+        groups = [folders]
+    report["fsd_vectors"] = {}
+    for group in groups:
+        try:
+            check_domains(domains[0], domains[1:])
+            runs = prepare_runs(group, distances, fold=fold, checkpoint=checkpoint, seed=seed, cache=out / "fsd" / "msan")
+            found = compare_models(runs, domains[0], domains[1:], bootstrap=bootstrap, seed=seed)
+        except KDError as error:  # a teacher that has moved, say
+            report["note"] = f"{report['note']} Without the FSD of {', '.join(group)}: {error}.".strip()
+            continue
+        report["fsd"] += found.rows
+        report["fsd_vectors"] |= {n: str(f) for n, f in save_vectors(found.samples, out / "fsd").items()}
 
 
 def _check(models: Sequence[Model], domains: Sequence[Domain], fold: str, checkpoint: str) -> None:
@@ -184,17 +182,10 @@ def _describe(model: Model, folder: ModelFolder, fold: str, checkpoint: str) -> 
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
         network = load_network(folder, fold, checkpoint)
     patch = PlansManager(folder.plans).get_configuration(folder.configuration).patch_size
-    cost = measure_cost(network, patch, repeats=1)
-    curves = {k: [None if _is_nan(x) else float(x) for x in v] for k, v in content.get("logging", {}).items()
-              if k in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice") or k.startswith("kd/")}  # fmt: skip
     section = training.plans.get(SECTION, {})
     role = "teacher" if section.get("role") == "teacher" or SECTION not in training.plans else "student"
     return {
         "name": model.name, "role": role, "trainer": content["trainer_name"], "plans": training.plans["plans_name"],
-        "parameters": cost.parameters, "flops": cost.flops, "seed": section.get("seed"),
-        "schedule": section.get("schedule"), "description": "", "domains": {}, "curves": curves,
+        "parameters": count_parameters(network), "flops": count_flops(network, patch), "seed": section.get("seed"),
+        "schedule": section.get("schedule"), "description": "", "domains": {}, "curves": logged_curves(content),
     }  # fmt: skip
-
-
-def _is_nan(x: object) -> bool:
-    return not isinstance(x, int | float | np.number) or bool(np.isnan(x))

@@ -53,7 +53,8 @@ def model_styles(models: Sequence[tuple[str, str]]) -> dict[str, tuple[str, str]
         if role == "teacher":
             styles[name] = (TEACHER, "*")
         else:
-            styles[name] = (STUDENTS[students % len(STUDENTS)], MARKERS[students % len(MARKERS)])
+            again = students // len(STUDENTS)  # the seventh has the first one's colour and another marker
+            styles[name] = (STUDENTS[students % len(STUDENTS)], MARKERS[(students + again) % len(MARKERS)])
             students += 1
     return styles
 
@@ -73,7 +74,7 @@ def contour_figure(rows: Sequence[CasePicture], file: Path) -> Path:
     outlines are not to be seen at full view. Volumes: the slice with most of the truth.
     """
     models = list(rows[0].predictions)
-    figure = _figure(2.35 * (len(models) + 1), 2.55 * len(rows) + 0.4)
+    figure = new_figure(2.35 * (len(models) + 1), 2.55 * len(rows) + 0.4)
     axes = figure.subplots(len(rows), len(models) + 1, squeeze=False)
     for row, line in zip(rows, axes, strict=True):
         image, truth, predictions = _plane(row)
@@ -99,13 +100,13 @@ def contour_figure(rows: Sequence[CasePicture], file: Path) -> Path:
         Line2D([], [], color=PREDICTION, linewidth=3, label="prediction"),
     ]
     figure.legend(handles=handles, loc="upper left", ncols=3, frameon=False, fontsize=9)
-    return _save(figure, file, top=1 - 0.4 / figure.get_figheight())
+    return save_figure(figure, file, top=1 - 0.4 / figure.get_figheight())
 
 
 def dice_dots(dice: Mapping[str, Mapping[str, Sequence[float]]], styles: Mapping[str, tuple[str, str]], file: Path) -> Path:
     """Dice of every case (small) and its mean (large) by domain and model. ``dice[model][domain]`` lists the cases."""
     domains = list(dict.fromkeys(d for by_domain in dice.values() for d in by_domain))
-    figure = _figure(max(6.0, 1.2 + 2.2 * len(domains)), 3.6)
+    figure = new_figure(max(6.0, 1.2 + 2.2 * len(domains)), 3.6)
     axis = figure.subplots()
     width = 0.8 / len(dice)
     for i, (name, by_domain) in enumerate(dice.items()):
@@ -127,9 +128,9 @@ def dice_dots(dice: Mapping[str, Mapping[str, Sequence[float]]], styles: Mapping
         axis.axvline(x - 0.5, color="#dddddd", linewidth=0.8)
     axis.set_xlim(-0.5, len(domains) - 0.5)
     axis.set_ylabel("Dice")
-    _tidy(axis)
+    tidy(axis)
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=min(6, len(dice)), frameon=False, fontsize=9)
-    return _save(figure, file)
+    return save_figure(figure, file)
 
 
 def training_curves(
@@ -147,7 +148,7 @@ def training_curves(
     order = first + [k for k in panels if k not in TITLES]
     columns = min(3, len(order))
     lines = math.ceil(len(order) / columns)
-    figure = _figure(3.6 * columns, 2.3 * lines + 0.5)
+    figure = new_figure(3.6 * columns, 2.3 * lines + 0.5)
     axes = figure.subplots(lines, columns, squeeze=False)
     phases = {name: _alignment_phase(logged) for name, logged in curves.items()}
     for axis in axes.flat[len(order) :]:
@@ -163,7 +164,7 @@ def training_curves(
                 axis.axvspan(*phases[name], color="#eeeeee", zorder=0)
         axis.set_xlim(0.5, 0.5 + max(len(s) for _, _, s in panels[key]))
         axis.set_title(TITLES.get(key, key.replace("_", " ").replace("act ", "ACT, ")), fontsize=9)
-        _tidy(axis)
+        tidy(axis)
         axis.tick_params(labelsize=8)
     for axis in axes.flat[max(0, len(order) - columns) : len(order)]:
         axis.set_xlabel("epoch", fontsize=9)
@@ -173,24 +174,27 @@ def training_curves(
     if any(phases.values()):
         handles.append(Patch(color="#eeeeee", label="alignment training"))
     figure.legend(handles=handles, loc="upper left", ncols=6, frameon=False, fontsize=9)
-    return _save(figure, file, top=1 - 0.4 / figure.get_figheight())
+    return save_figure(figure, file, top=1 - (0.2 + 0.2 * math.ceil(len(handles) / 6)) / figure.get_figheight())
 
 
 def fsd_bars(results: Sequence[Mapping], file: Path) -> Path:
     """Relative FSD of every comparison: what chance gives (bar), raw (diamond), bias-corrected with interval (dot).
 
-    ``results`` are the report's ``fsd`` entries (see ``fsd.compare``); values that are None or NaN are left out.
+    ``results`` are the report's ``fsd`` entries (see ``fsd.compare``), of which those between domains are drawn; values that
+    are None or NaN are left out.
     """
+    results = [r for r in results if r.get("comparison", "domains") == "domains"]
     groups: dict[tuple[str, str], list[Mapping]] = {}
     for r in results:
         groups.setdefault((r["model"], r["network"]), []).append(r)
-    figure = _figure(8.6, 0.36 * (len(results) + len(groups)) + 1.25)
+    figure = new_figure(8.6, 0.36 * (len(results) + len(groups)) + 1.25)
     axis = figure.subplots()
-    y, ticks, labels = 0, [], []
+    y, ticks, labels, heads = 0, [], [], []
     for (model, network), rows in groups.items():
         colour = TEACHER if network == "teacher" else STUDENTS[0]
         ticks.append(y)
-        labels.append(f"{model}: {network}")
+        heads.append(len(labels))
+        labels.append(model if rows[0].get("msan") == "post hoc" else f"{model}: {network}")
         for r in rows:
             y += 1
             ticks.append(y)
@@ -205,12 +209,12 @@ def fsd_bars(results: Sequence[Mapping], file: Path) -> Path:
             axis.plot(raw, y, "D", markerfacecolor="white", markeredgecolor=colour, markersize=5.5)
         y += 1
     axis.set_yticks(ticks, labels, fontsize=9)
-    for label in axis.get_yticklabels():
-        label.set_fontweight("bold" if ": " in label.get_text() else "normal")
+    for head in heads:
+        axis.get_yticklabels()[head].set_fontweight("bold")
     axis.set_ylim(y - 0.3, -0.6)
     axis.axvline(0, color="#888888", linewidth=0.8)
     axis.set_xlabel("FSD divided by the source's total variance (lower = closer to the source)", fontsize=9)
-    _tidy(axis, "x")
+    tidy(axis, "x")
     axis.tick_params(axis="y", length=0)
     handles = [
         Line2D([], [], color=STUDENTS[0], marker="o", label="bias-corrected, 95% interval"),
@@ -218,24 +222,26 @@ def fsd_bars(results: Sequence[Mapping], file: Path) -> Path:
         Patch(color="#d9d9d9", label="raw FSD that chance gives (up to, 95%)"),
     ]
     figure.legend(handles=handles, loc="upper left", ncols=3, frameon=False, fontsize=9)
-    return _save(figure, file, top=1 - 0.4 / figure.get_figheight())
+    return save_figure(figure, file, top=1 - 0.4 / figure.get_figheight())
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
     """A figure outside pyplot, which would keep it for ever and ask for a display."""
     figure = Figure(figsize=(width, height), layout="tight")
     FigureCanvasAgg(figure)
     return figure
 
 
-def _save(figure: Figure, file: Path, top: float = 1.0) -> Path:
+def save_figure(figure: Figure, file: Path, top: float = 1.0) -> Path:
+    """Write a figure and make its folder. ``top``: the share of the height below the legend."""
     figure.get_layout_engine().set(rect=(0, 0, 1, top))
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
     return file
 
 
-def _tidy(axis: Axes, grid: str = "y") -> None:
+def tidy(axis: Axes, grid: str = "y") -> None:
+    """A light grid behind the data ("x", "y" or "both") and no frame above and on the right."""
     axis.grid(axis=grid, color="#e6e6e6", linewidth=0.8)
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

@@ -3,14 +3,13 @@
 Definitions (the numbers of one pair of masks differ by up to 40% between libraries, so they are named here):
 
 * dice, iou, sensitivity, specificity, accuracy: from the pixel counts tp, fp, fn, tn inside the field of view.
-* hd95: the larger of the two directed 95th percentiles of surface distances. Surface = foreground pixels with a face
-  neighbour outside the mask (pixels at the image's border included); the percentile interpolates linearly.
-  In the unit of ``spacing``; in pixels without it.
+* auc: area under the ROC curve of the pixels inside the field of view, where probabilities are given (roc.py).
+* hd95, assd, nsd: distances between surfaces (surfaces.py), in the unit of ``spacing``; in pixels without it.
 * cldice: harmonic mean of the share of the predicted centreline inside the truth and of the true centreline inside the
-  prediction (Shit et al., CVPR 2021). 2-D only, by scikit-image's ``skeletonize``.
+  prediction (Shit et al., CVPR 2021), by scikit-image's ``skeletonize``. Of pictures; of volumes only if asked for.
 
-Empty masks: both empty = NaN, which means leave out (nnU-Net's rule). One empty = Dice, IoU and clDice 0 and hd95 = the
-diagonal of the image, and the case counts as a failure: dropping it would hide the worst cases.
+Empty masks: both empty = NaN, which means leave out (nnU-Net's rule). One empty = Dice, IoU, clDice and NSD 0, hd95 and assd =
+the diagonal of the image, and the case counts as a failure: dropping it would hide the worst cases.
 """
 
 from __future__ import annotations
@@ -19,11 +18,15 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import ndimage
 from skimage.morphology import skeletonize
 
-HD95_DEFINITION = "max of the two directed 95th percentiles of the distances between surface pixels"
-METRICS = ("dice", "iou", "sensitivity", "specificity", "accuracy", "hd95", "cldice")
+from nnunet_kd.evaluation.roc import Roc
+from nnunet_kd.evaluation.surfaces import HD95_DEFINITION, hausdorff95, surface_metrics
+
+__all__ = ["COUNTS", "HD95_DEFINITION", "METRICS", "Region", "case_metrics", "centreline_dice", "hausdorff95", "name_of",
+           "pooled", "summarise"]  # fmt: skip
+
+METRICS = ("dice", "iou", "sensitivity", "specificity", "accuracy", "auc", "hd95", "assd", "nsd", "cldice")
 COUNTS = ("tp", "fp", "fn", "tn")
 
 Region = int | Sequence[int]
@@ -36,6 +39,10 @@ def case_metrics(
     fov: np.ndarray | None = None,
     spacing: Sequence[float] | None = None,
     ignore_label: int | None = None,
+    probabilities: Sequence[np.ndarray] | None = None,
+    tolerance: float = 1.0,
+    cldice_3d: bool = False,
+    rocs: dict[str, Roc] | None = None,
 ) -> dict:
     """Metrics of one case.
 
@@ -43,13 +50,17 @@ def case_metrics(
         prediction, truth: label maps ``(*S)``, two or three axes.
         labels: what is evaluated: label values, or regions as groups of label values such as ``(1, 2)``.
         fov: boolean ``(*S)``; pixels outside do not count at all.
-        spacing: size of a pixel along each axis, for hd95.
+        spacing: size of a pixel along each axis, for the distances between surfaces.
         ignore_label: value in the truth whose pixels do not count, as those outside ``fov``.
+        probabilities: one map ``(*S)`` for each of ``labels``, for the AUC; without them there is none.
+        tolerance: of nsd, in mm or, without spacing, pixels.
+        cldice_3d: clDice of volumes as well (slow for large organs).
+        rocs: if given, takes in the pixel counts behind the AUC, by label name, for a pooled AUC.
 
     Returns:
         ``{metric: float, "tp"...: int, "failed": bool, "hd95_unit": "px" or "mm"}``. With several labels the metrics
         are the mean of those that are defined, the counts are sums, and ``"labels"`` holds the same per label, by name
-        ("1", or "1+2" for a region).
+        ("1", or "1+2" for a region). The unit is that of all distances.
 
     Raises:
         ValueError: shapes differ, or there is no label.
@@ -65,13 +76,22 @@ def case_metrics(
         raise ValueError(f"spacing has {len(spacing)} values, the label map {truth.ndim} axes")
     if not len(labels):
         raise ValueError("no label to evaluate")
+    if probabilities is not None and [np.shape(p) for p in probabilities] != [truth.shape] * len(labels):
+        raise ValueError(f"{len(labels)} labels of {truth.shape} need as many maps of probabilities of that size")
     counted = None if fov is None else np.asarray(fov, dtype=bool)
     if ignore_label is not None:
         counted = (truth != ignore_label) if counted is None else counted & (truth != ignore_label)
     found = {}
-    for label in labels:
+    for i, label in enumerate(labels):
         p, t = (np.isin(a, label) if _is_region(label) else a == label for a in (prediction, truth))
-        found[_name(label)] = _binary_metrics(p, t, counted, spacing)
+        values = _binary_metrics(p, t, counted, spacing, tolerance, cldice_3d)
+        if probabilities is not None:
+            score = probabilities[i]
+            roc = Roc.count(score, t) if counted is None else Roc.count(score[counted], t[counted])
+            values["auc"] = roc.area()
+            if rocs is not None:
+                rocs[name_of(label)] = roc
+        found[name_of(label)] = values
     unit = "px" if spacing is None else "mm"
     if len(found) == 1:
         return {**next(iter(found.values())), "hd95_unit": unit}
@@ -81,40 +101,30 @@ def case_metrics(
     return {**result, "hd95_unit": unit, "labels": found}
 
 
-def hausdorff95(prediction: np.ndarray, truth: np.ndarray, spacing: Sequence[float] | None = None) -> float:
-    """HD95 of two boolean masks ``(*S)`` as defined above: NaN if both are empty, the image's diagonal if one is."""
-    prediction, truth = np.asarray(prediction, dtype=bool), np.asarray(truth, dtype=bool)
-    spacing = (1.0,) * truth.ndim if spacing is None else tuple(spacing)
-    if not prediction.any() or not truth.any():
-        if prediction.any() == truth.any():
-            return math.nan
-        return math.sqrt(sum((n * s) ** 2 for n, s in zip(truth.shape, spacing, strict=True)))
-    # distances between the two surfaces never leave the box around both masks
-    box = ndimage.find_objects((prediction | truth).astype(np.uint8))[0]
-    surfaces = [m & ~ndimage.binary_erosion(m) for m in (prediction[box], truth[box])]
-    directed = []
-    for here, there in (surfaces, surfaces[::-1]):
-        directed.append(np.percentile(ndimage.distance_transform_edt(~there, sampling=spacing)[here], 95))
-    return float(max(directed))
-
-
 def centreline_dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """clDice of two boolean masks ``(H, W)``. NaN if both are empty, 0 if one is."""
+    """clDice of two boolean masks, two or three axes. NaN if both are empty, 0 if one is."""
     prediction, truth = np.asarray(prediction, dtype=bool), np.asarray(truth, dtype=bool)
     if not prediction.any() or not truth.any():
         return math.nan if prediction.any() == truth.any() else 0.0
-    of_prediction, of_truth = skeletonize(prediction), skeletonize(truth)
+    of_prediction, of_truth = _centreline(prediction), _centreline(truth)
     precision = (of_prediction & truth).sum() / of_prediction.sum()
     sensitivity = (of_truth & prediction).sum() / of_truth.sum()
     return float(_ratio(2 * precision * sensitivity, precision + sensitivity, 0.0))
+
+
+def _centreline(mask: np.ndarray) -> np.ndarray:
+    line = skeletonize(mask)
+    # in 3-D scikit-image's thinning can take away the whole of a tube of even width
+    return line if line.any() else mask
 
 
 def summarise(cases: Mapping[str, dict]) -> dict:
     """Mean of every metric over the cases in which it is defined.
 
     Returns:
-        ``{metric: mean, "n": cases, "failures": cases with one empty mask, "undefined": cases without a Dice}`` and,
-        with several labels, ``"labels": {name: the same}``.
+        ``{metric: mean, "n": cases, "failures": cases with one empty mask, "undefined": cases without a Dice}``. Failures
+        are "missed" (nothing predicted) or "false_alarms" (nothing there); with several labels these two are in
+        ``"labels": {name: the same}``.
 
     Raises:
         ValueError: no case.
@@ -129,26 +139,35 @@ def summarise(cases: Mapping[str, dict]) -> dict:
     if "hd95_unit" in values[0]:
         summary["hd95_unit"] = values[0]["hd95_unit"]
     names = values[0].get("labels", {})
-    if names:
+    if not names:
+        summary["missed"] = sum(v["tp"] + v["fp"] == 0 < v["fn"] for v in values)
+        summary["false_alarms"] = sum(v["tp"] + v["fn"] == 0 < v["fp"] for v in values)
+    else:
         summary["labels"] = {name: summarise({c: v["labels"][name] for c, v in cases.items()}) for name in names}
     return summary
 
 
-def pooled(cases: Mapping[str, dict]) -> dict:
+def pooled(cases: Mapping[str, dict], rocs: Mapping[str, Roc] | None = None) -> dict:
     """Metrics of all pixels of all cases taken together, as the GKD paper's published test script reports them.
 
-    EVIDENCE: pooling over the test set, and the names Acc, Se, Sp, mIoU, F1. RECONSTRUCTION: mIoU is the mean of the
+    EVIDENCE: pooling over the test set, and the names Acc, Se, Sp, mIoU, F1, AUC. RECONSTRUCTION: mIoU is the mean of the
     foreground's and the background's IoU. F1 is the Dice of the pooled pixels: large cases weigh more than in the mean
     over cases. Several labels: the mean of the labels' pooled metrics.
+
+    Args:
+        rocs: sums of the cases' counts by label name, for "auc".
     """
     if not cases:
         raise ValueError("no case to pool")
     names = next(iter(cases.values())).get("labels", {})
     if names:
-        each = [pooled({c: v["labels"][name] for c, v in cases.items()}) for name in names]
+        each = [
+            pooled({c: v["labels"][name] for c, v in cases.items()}, {name: rocs[name]} if rocs else None) for name in names
+        ]
         return {k: _mean([e[k] for e in each]) for k in each[0]}
     tp, fp, fn, tn = (sum(v[c] for v in cases.values()) for c in COUNTS)
-    return {
+    area = {"auc": next(iter(rocs.values())).area()} if rocs else {}
+    return area | {
         "accuracy": _ratio(tp + tn, tp + fp + fn + tn),
         "sensitivity": _ratio(tp, tp + fn),
         "specificity": _ratio(tn, tn + fp),
@@ -158,8 +177,9 @@ def pooled(cases: Mapping[str, dict]) -> dict:
 
 
 def _binary_metrics(
-    prediction: np.ndarray, truth: np.ndarray, counted: np.ndarray | None, spacing: Sequence[float] | None
-) -> dict:
+    prediction: np.ndarray, truth: np.ndarray, counted: np.ndarray | None, spacing: Sequence[float] | None, tolerance: float,
+    cldice_3d: bool,
+) -> dict:  # fmt: skip
     pixels = truth.size
     if counted is not None:
         prediction, truth, pixels = prediction & counted, truth & counted, int(counted.sum())
@@ -172,9 +192,13 @@ def _binary_metrics(
         "sensitivity": _ratio(tp, tp + fn),
         "specificity": _ratio(tn, tn + fp),
         "accuracy": _ratio(tp + tn, pixels),
-        "hd95": hausdorff95(prediction, truth, spacing),
     }
-    if truth.ndim == 2:
+    if truth.ndim == 3 and 1 in truth.shape:  # one slice is a picture: across it every pixel would be surface
+        kept = [n > 1 for n in truth.shape]
+        spacing = None if spacing is None else [s for s, k in zip(spacing, kept, strict=True) if k]
+        prediction, truth = prediction.squeeze(), truth.squeeze()
+    result |= surface_metrics(prediction, truth, spacing, tolerance)
+    if truth.ndim == 2 or (truth.ndim == 3 and cldice_3d):
         result["cldice"] = centreline_dice(prediction, truth)
     return {**result, "tp": tp, "fp": fp, "fn": fn, "tn": tn, "failed": (tp + fp == 0) != (tp + fn == 0)}
 
@@ -183,7 +207,8 @@ def _is_region(label: Region) -> bool:
     return isinstance(label, Sequence | np.ndarray)
 
 
-def _name(label: Region) -> str:
+def name_of(label: Region) -> str:
+    """A label's or region's name in results: "1", "1+2"."""
     return "+".join(str(int(v)) for v in label) if _is_region(label) else str(int(label))
 
 

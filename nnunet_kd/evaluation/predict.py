@@ -14,11 +14,12 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tqdm import tqdm
 
+from nnunet_kd.cascade import first_stage_of
 from nnunet_kd.checkpoints import load_checkpoint
-from nnunet_kd.errors import KDError
+from nnunet_kd.errors import KDError, first_line
 from nnunet_kd.evaluation.domains import Domain, read_map
+from nnunet_kd.model_folder import ModelFolder, read_model_folder
 from nnunet_kd.paths import trainers_path
-from nnunet_kd.teacher import read_model_folder
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,10 @@ def make_our_trainers_known() -> None:
 def load_predictor(
     folder: Path, folds: tuple[str, ...], checkpoint: str, device: str = "cpu", mirroring: bool = True
 ) -> nnUNetPredictor:
-    """nnU-Net's predictor for a model folder.
+    """nnU-Net's predictor for a model folder. Its ``first_stage`` is the predictor of a cascade's first stage, else None.
 
     Raises:
-        KDError: a file is missing or damaged, nnU-Net cannot build the network, or it is a cascade's second stage.
+        KDError: a file is missing or damaged, nnU-Net cannot build the network, or a cascade's first stage is missing.
     """
     model = read_model_folder(folder)
     for fold in folds:
@@ -54,12 +55,27 @@ def load_predictor(
             predictor.initialize_from_trained_model_folder(str(model.path), folds, checkpoint)
         except RuntimeError as error:
             raise KDError(
-                f"nnU-Net cannot load {model.path}: {str(error).splitlines()[0]}; if its trainer lives outside nnU-Net, set "
+                f"nnU-Net cannot load {model.path}: {first_line(error)}; if its trainer lives outside nnU-Net, set "
                 "nnUNet_extTrainer to its folder"
             ) from error
-    if predictor.configuration_manager.previous_stage_name is not None:
-        raise KDError(f"{model.path} is the second stage of a cascade, which cannot be evaluated yet: name another model")
+    predictor.first_stage = load_first_stage(model, folds, checkpoint, device, mirroring)
     return predictor
+
+
+def load_first_stage(
+    model: ModelFolder, folds: tuple[str, ...], checkpoint: str, device: str = "cpu", mirroring: bool = True
+) -> nnUNetPredictor | None:
+    """The predictor of a cascade's first stage, of the same folds or of fold "all"; None for other models.
+
+    Raises:
+        KDError: it is not to be found, or not trained.
+    """
+    first = first_stage_of(model)
+    if first is None:
+        return None
+    trained = read_model_folder(first).trained_folds(checkpoint)
+    wanted = folds if set(map(str, folds)) <= set(trained) else ("all",) if "all" in trained else folds
+    return load_predictor(first, tuple(map(str, wanted)), checkpoint, device, mirroring)
 
 
 def image_files(domain: Domain, case: str) -> list[Path]:
@@ -121,15 +137,32 @@ def _channels(file: Path) -> int:
     return picture.shape[-1] if picture.ndim == 3 else 1
 
 
-def predict_domain(predictor: nnUNetPredictor, domain: Domain, out: Path, label: str) -> Prediction:
-    """Predict every case of a domain into ``out`` (nnU-Net's own preprocessing, sliding window, mirroring and export)."""
+def predict_domain(
+    predictor: nnUNetPredictor, domain: Domain, out: Path, label: str, probabilities: bool = False
+) -> Prediction:
+    """Predict every case of a domain into ``out`` (nnU-Net's own preprocessing, sliding window, mirroring and export).
+
+    Of a cascade both stages, the first into ``out/previous_stage``.
+
+    Args:
+        label: text of the progress bar.
+        probabilities: also write nnU-Net's CASE.npz.
+    """
     check_images(domain, predictor.dataset_json)
     out.mkdir(parents=True, exist_ok=True)
     seconds = {}
     for case in tqdm(domain.cases, desc=label, unit="case", leave=False, disable=None):
         files = [str(f) for f in image_files(domain, case)]
         start = time.process_time()
+        previous = None
         with contextlib.redirect_stdout(io.StringIO()):
-            predictor.predict_from_files_sequential([files], [str(out / case)])
+            if predictor.first_stage is not None:
+                previous = out / "previous_stage"
+                previous.mkdir(exist_ok=True)
+                predictor.first_stage.predict_from_files_sequential([files], [str(previous / case)])
+                previous = str(previous)
+            predictor.predict_from_files_sequential(
+                [files], [str(out / case)], save_probabilities=probabilities, folder_with_segs_from_prev_stage=previous
+            )
         seconds[case] = time.process_time() - start
     return Prediction(out, seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import csv
 import json
 import math
@@ -11,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from nnunet_kd.evaluation import figures
 from nnunet_kd.evaluation.domains import Domain, read_image, read_label, read_map
@@ -26,8 +24,22 @@ from nnunet_kd.evaluation.finding import (
     teacher_of,
     unseen_domains,
 )
-from nnunet_kd.evaluation.metrics import COUNTS, HD95_DEFINITION, METRICS
+from nnunet_kd.evaluation.metrics import COUNTS, METRICS
+from nnunet_kd.evaluation.page import data_uri, template
+from nnunet_kd.evaluation.surfaces import ASSD_DEFINITION, HD95_DEFINITION, NSD_DEFINITION
+from nnunet_kd.evaluation.vector_files import read_vectors
+from nnunet_kd.evaluation.vector_map import vector_map
+from nnunet_kd.text_tables import aligned_table
 
+FSD_TABLES = (  # title, comparisons (semantics.compare_models), what is compared
+    ("The numbers", ("domains", "annotation"),
+     "One half of the source's cases against each domain, by the vectors of each network, or of the annotation."),
+    ("Teacher against student", ("networks",),
+     "The two networks' vectors of one domain: they share a space only as far as both alignment networks were tied to the "
+     "annotation's vectors."),
+    ("Prediction against annotation", ("prediction",),
+     "Vectors that the semantic autoencoder makes of the annotated and of the predicted label maps: the shapes alone."),
+)  # fmt: skip
 Predictions = Mapping[str, Mapping[str, Path]]
 
 
@@ -62,8 +74,7 @@ def write_report(
     (folder / "report.json").write_text(text, encoding="utf-8")
     write_csv(report, folder / "report.csv")
     for picture in pictures:
-        data = base64.b64encode((folder / picture["file"]).read_bytes()).decode("ascii")
-        picture["uri"] = f"data:image/png;base64,{data}"
+        picture["uri"] = data_uri(folder / picture["file"])
     page = folder / "report.html"
     page.write_text(render(report, pictures), encoding="utf-8")
     return page
@@ -71,15 +82,16 @@ def write_report(
 
 def render(report: Mapping, pictures: Sequence[Mapping] = ()) -> str:
     """The HTML page. ``pictures`` as from `draw_figures`, each with its data URI as ``uri``."""
-    environment = Environment(
-        loader=PackageLoader("nnunet_kd.evaluation"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters.update(number=number, clock=_clock)
     unseen = unseen_domains(report)
-    return environment.get_template("report.html.j2").render(
+    report = {
+        **report,
+        "fsd": [{"comparison": "domains", **row} for row in report["fsd"]],
+    }  # reports of before have no such key
+    return template("report.html.j2", number=number, clock=_clock).render(
         report=report, models=ordered(report["models"]), domains=domain_names(report), unseen=unseen,
         best=best_student(report), teacher=teacher_of(report), hd95_definition=HD95_DEFINITION,
+        assd_definition=ASSD_DEFINITION, nsd_definition=NSD_DEFINITION, fsd_tables=FSD_TABLES,
+        has_auc=any("auc" in d["summary"] for m in report["models"] for d in m["domains"].values()),
         unseen_mean={m["name"]: mean_dice(m, unseen) for m in report["models"]},
         finding=finding(report), caveat=caveat(report), pictures=pictures,
         has_cldice=any("cldice" in d["summary"] for m in report["models"] for d in m["domains"].values()),
@@ -129,6 +141,12 @@ def draw_figures(
             "table below",
             "Grey: how far the raw FSD reaches by chance, when the cases are dealt to the two sets at random. A diamond "
             "beyond the grey speaks for a real difference.")  # fmt: skip
+    vectors = {model: Path(file) for model, file in report.get("fsd_vectors", {}).items() if Path(file).is_file()}
+    if vectors:
+        samples = {model: read_vectors(file) for model, file in vectors.items()}
+        add("fsd", "vectors", vector_map(samples, folder / "vectors.png", seed=report.get("seed") or 0),
+            f"Semantic vectors of {', '.join(vectors)} in two dimensions, coloured by domain",
+            "One mark for each patch; colour: domain, shape: case. Distances in t-SNE have no scale.")  # fmt: skip
     return found
 
 
@@ -139,11 +157,7 @@ def print_table(report: Mapping) -> str:
     for m in ordered(report["models"]):
         dice = [number(m["domains"][d]["dice"]) if d in m["domains"] else "-" for d in names]
         rows.append((m["name"], *dice, f"{m['parameters']:,}", number(m.get("cpu_seconds_per_case"), 2)))
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = [
-        "  ".join(v.ljust(w) if i == 0 else v.rjust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True))) for r in rows
-    ]
-    return "\n".join([lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
+    return aligned_table(rows, rule=True)
 
 
 def write_csv(report: Mapping, file: Path) -> Path:

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import io
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import LabelManager, convert_labelmap_to_one_hot
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 from tqdm import tqdm
@@ -22,34 +26,88 @@ from tqdm import tqdm
 from nnunet_kd.alignment import Alignment
 from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.config import SECTION, read_config
+from nnunet_kd.cost import input_channels
 from nnunet_kd.errors import KDError
 from nnunet_kd.evaluation.domains import Domain
-from nnunet_kd.evaluation.predict import check_images, image_files, make_our_trainers_known
-from nnunet_kd.stages import StageTable, StageTap, encode, pair_stages, stage_table
-from nnunet_kd.teacher import ModelFolder, load_network, load_teacher, read_model_folder
+from nnunet_kd.evaluation.predict import check_images, image_files, load_first_stage, make_our_trainers_known
+from nnunet_kd.model_folder import ModelFolder, load_network, read_model_folder
+from nnunet_kd.stages import StagePair, StageTable, StageTap, decode, encode, pair_stages, stage_table
+from nnunet_kd.teacher import load_teacher
 
 
 @dataclass
 class AlignedRun:
-    """A trained run with its MSANs: everything that turns an image into semantic vectors."""
+    """A network with its MSANs: everything that turns an image into semantic vectors.
+
+    ``origin`` says where the MSANs come from: "training", or "post hoc" (post_hoc.py), whose network is the student.
+    ``quality``: how well fitted ones do (relative reconstruction error and so on).
+    """
 
     model: ModelFolder
     student: nn.Module
     teacher: nn.Module | None
     alignment: Alignment
+    origin: str = "training"
+    quality: dict[str, float] = field(default_factory=dict)
+    first_stage: nnUNetPredictor | None = None  # of a cascade, whose second stage reads its predictions
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        return tuple(n for n in self.alignment.networks if n == "student" or self.teacher is not None)
+
+    @property
+    def labels(self) -> LabelManager:
+        return PlansManager(self.model.plans).get_label_manager(self.model.dataset_json)
 
     def vectors(self, network: str, batch: torch.Tensor) -> torch.Tensor:
         """Semantic vectors of all paired stages side by side ``(B, n)`` for images ``(B, C, *S)`` of the training patch."""
+        return self._read(network, batch, logits=False)[0]
+
+    def vectors_and_maps(self, network: str, batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The vectors and the predicted one-hot maps (regions: one map each) ``(B, heads, *S)``."""
+        vectors, logits = self._read(network, batch, logits=True)
+        if self.labels.has_regions:
+            return vectors, (logits > 0).float()
+        return vectors, onehot_maps(logits.argmax(1), self.labels)
+
+    def semantics(self, maps: torch.Tensor) -> torch.Tensor:
+        """The P-SAE's standardised vectors ``(B, d)`` of one-hot maps ``(B, heads, *S)``."""
+        autoencoder = self.alignment.autoencoder
+        return autoencoder.standardise(autoencoder.encode(maps))
+
+    def _read(self, network: str, batch: torch.Tensor, logits: bool) -> tuple[torch.Tensor, torch.Tensor | None]:
         module = self.student if network == "student" else self.teacher
-        if any(pair.decoder for pair in self.alignment.pairs):
-            tap = StageTap(module, decoder=True)
-            tap.enabled = True
-            module(batch)
-            features = tap.take()
-            tap.remove()
-        else:
-            features = encode(module, batch)
-        return torch.cat(self.alignment.summaries(network, self.alignment.encode(network, features)), dim=1)
+        if network == "teacher":  # one without the cascade's input reads the images alone
+            batch = batch[:, : input_channels(module)]
+        features, found = stage_features(module, batch, self.alignment.pairs, logits)
+        return torch.cat(self.alignment.summaries(network, self.alignment.encode(network, features)), dim=1), found
+
+
+def stage_features(
+    network: nn.Module, batch: torch.Tensor, pairs: Sequence[StagePair], logits: bool = True
+) -> tuple[list[torch.Tensor], torch.Tensor | None]:
+    """Features of a network's stages, the decoder's too where a pair asks for them, and its logits if wanted."""
+    if any(pair.decoder for pair in pairs):
+        tap = StageTap(network, decoder=True)
+        tap.enabled = True
+        found = network(batch)
+        features = tap.take()
+        tap.remove()
+        return features, found
+    features = encode(network, batch)
+    return features, decode(network, features) if logits else None
+
+
+def onehot_maps(labels: torch.Tensor, manager: LabelManager) -> torch.Tensor:
+    """Label map ``(B, *S)`` -> ``(B, heads, *S)`` as the P-SAE reads it: 0 everywhere where the label is ignored.
+
+    What nnU-Net's preprocessing marks as outside the image (-1) is background.
+    """
+    labels = labels.clamp_min(0)
+    if manager.has_regions:
+        members = [torch.tensor(r if isinstance(r, tuple | list) else (r,)) for r in manager.foreground_regions]
+        return torch.stack([torch.isin(labels, m) for m in members], 1).float()
+    return torch.stack([labels == k for k in range(manager.num_segmentation_heads)], 1).float()
 
 
 def has_alignment(folder: str | Path, fold: int | str = 0, checkpoint: str = "checkpoint_final.pth") -> bool:
@@ -87,8 +145,6 @@ def load_aligned_run(
     }
     plans = PlansManager(model.plans)
     configuration = plans.get_configuration(model.configuration)
-    if configuration.previous_stage_name is not None:
-        raise KDError(f"{model.path} is the second stage of a cascade, which cannot be evaluated yet: name another model")
     outputs = plans.get_label_manager(model.dataset_json).num_segmentation_heads
     pairs = pair_stages(tables["teacher"], tables["student"], config.msan.stages)
     regions = plans.get_label_manager(model.dataset_json).has_regions
@@ -104,18 +160,22 @@ def load_aligned_run(
     if with_teacher:
         with contextlib.redirect_stdout(io.StringIO()):
             teacher = load_teacher(config.teacher, fold, model.plans, model.configuration, model.dataset_json).network
-    return AlignedRun(model, student, teacher, alignment.eval())
+    first = load_first_stage(model, (str(fold),), checkpoint)
+    return AlignedRun(model, student, teacher, alignment.eval(), first_stage=first)
 
 
 @torch.no_grad()
 def semantic_vectors(
-    run: AlignedRun, domain: Domain, networks: tuple[str, ...] = ("student",), step: float = 0.5, batch_size: int = 8
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Semantic vectors of a domain.
+    run: AlignedRun, domain: Domain, networks: tuple[str, ...] = ("student",), step: float = 0.5, batch_size: int = 8,
+    maps: bool = False,
+) -> tuple[dict[str, np.ndarray], list[str]]:  # fmt: skip
+    """Semantic vectors of a domain, case by case and batch by batch: one preprocessed case is in memory at a time.
 
     Args:
         networks: "student", "teacher".
         step: distance of neighbouring patches as a fraction of the patch.
+        maps: also the P-SAE's vectors of what the networks predict on each patch ("student prediction", ...) and, where the
+            domain is annotated, of its "annotation".
 
     Returns:
         ``{network: (n, d)}`` (vectors of several paired stages side by side) and the case of each of the n patches.
@@ -125,41 +185,82 @@ def semantic_vectors(
         KDError: images that the model cannot read, or that are zero everywhere.
     """
     check_images(domain, run.model.dataset_json)
-    vectors: dict[str, list[np.ndarray]] = {n: [] for n in networks}
+    maps = maps and run.alignment.autoencoder is not None
+    annotated = maps and all((domain.labels / f"{c}{domain.file_ending}").is_file() for c in domain.cases)
+    vectors: dict[str, list[np.ndarray]] = {}
     owners: list[str] = []
+    manager = run.labels
     for case in tqdm(domain.cases, desc=f"vectors {domain.name}", unit="case", leave=False, disable=None):
-        patches = _patches(_preprocess(run.model, domain, case), run.model, step)
-        owners += [case] * len(patches)
-        for i in range(0, len(patches), batch_size):
-            batch = torch.stack(patches[i : i + batch_size])
+        data, labels = _preprocess(run, domain, case, annotated)
+        for images, truth in _batches(data, labels, run.model, step, batch_size):
+            owners += [case] * len(images)
+            found = {}
             for name in networks:
-                vectors[name].append(run.vectors(name, batch).numpy())
+                if not maps:
+                    found[name] = run.vectors(name, images)
+                    continue
+                found[name], predicted = run.vectors_and_maps(name, images)
+                if annotated and manager.has_ignore_label:
+                    predicted = predicted * (truth != manager.ignore_label)[:, None]
+                found[f"{name} prediction"] = run.semantics(predicted)
+            if annotated:
+                found["annotation"] = run.semantics(onehot_maps(truth, manager))
+            for name, values in found.items():
+                vectors.setdefault(name, []).append(values.numpy())
     if not owners:
         raise KDError(f"domain {domain.name}: its {len(domain.cases)} image(s) are zero everywhere in {domain.images}")
     return {n: np.concatenate(v) for n, v in vectors.items()}, owners
 
 
-def _preprocess(model: ModelFolder, domain: Domain, case: str) -> np.ndarray:
-    plans = PlansManager(model.plans)
+def _preprocess(run: AlignedRun, domain: Domain, case: str, annotated: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """A case as the network reads it, ``(C, *S)``, and its annotation at the same resolution, ``(*S)``."""
+    model, plans = run.model, PlansManager(run.model.plans)
     configuration = plans.get_configuration(model.configuration)
     files = [str(f) for f in image_files(domain, case)]
-    with contextlib.redirect_stdout(io.StringIO()):
-        data, _, _ = configuration.preprocessor_class(verbose=False).run_case(
-            files, None, plans, configuration, model.dataset_json
-        )
-    return np.asarray(data)
+    preprocessor = configuration.preprocessor_class(verbose=False)
+
+    def read(labels: Path | None) -> tuple[np.ndarray, np.ndarray]:
+        found = preprocessor.run_case(files, labels and str(labels), plans, configuration, model.dataset_json)
+        return np.asarray(found[0]), np.asarray(found[1])[0]
+
+    with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as scratch:
+        data, labels = read(domain.labels / f"{case}{domain.file_ending}" if annotated else None)
+        if run.first_stage is not None:
+            run.first_stage.predict_from_files_sequential([files], [str(Path(scratch) / case)])
+            previous = read(Path(scratch) / f"{case}{domain.file_ending}")[1]
+            data = np.concatenate([data, convert_labelmap_to_one_hot(previous, run.labels.foreground_labels, data.dtype)])
+    return data, labels if annotated else None
 
 
-def _patches(data: np.ndarray, model: ModelFolder, step: float) -> list[torch.Tensor]:
+def _batches(
+    data: np.ndarray, labels: np.ndarray | None, model: ModelFolder, step: float, size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    """Patches of the training size ``(B, C, *S)`` with their annotation ``(B, *S)``, one batch at a time."""
     patch = list(PlansManager(model.plans).get_configuration(model.configuration).patch_size)
-    slices = [data] if data.ndim - 1 == len(patch) else [data[:, z] for z in range(data.shape[1])]
-    found = []
+    images = len(model.dataset_json.get("channel_names", model.dataset_json.get("modality")))  # a cascade's maps follow
+    stack = data if labels is None else np.concatenate([data, labels[None].astype(data.dtype)])
+    waiting: list[torch.Tensor] = []
+    for cut in _patches(stack, patch, step, images):
+        waiting.append(cut)
+        if len(waiting) == size:
+            yield _split(waiting, len(data))
+            waiting = []
+    if waiting:
+        yield _split(waiting, len(data))
+
+
+def _split(patches: list[torch.Tensor], channels: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+    batch = torch.stack(patches)
+    return batch[:, :channels], batch[:, channels].round().long() if batch.shape[1] > channels else None
+
+
+def _patches(data: np.ndarray, patch: list[int], step: float, channels: int) -> Iterator[torch.Tensor]:
+    slices = [data] if data.ndim - 1 == len(patch) else (data[:, z] for z in range(data.shape[1]))
     for image in slices:
         short = [max(0, p - s) for p, s in zip(patch, image.shape[1:], strict=True)]
         image = np.pad(image, [(0, 0), *[(s // 2, s - s // 2) for s in short]])
         starts = compute_steps_for_sliding_window(image.shape[1:], patch, step)
         for corner in np.stack(np.meshgrid(*starts, indexing="ij"), -1).reshape(-1, len(patch)):
             cut = image[(slice(None), *[slice(c, c + p) for c, p in zip(corner, patch, strict=True)])]
-            if cut.any():
-                found.append(torch.from_numpy(np.ascontiguousarray(cut)).float())
-    return found
+            if cut[:channels].any():
+                yield torch.from_numpy(np.ascontiguousarray(cut)).float()

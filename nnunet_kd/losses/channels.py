@@ -36,6 +36,12 @@ def pointwise(student_channels: int, teacher_channels: int, dims: int) -> nn.Mod
     return (nn.Conv2d if dims == 2 else nn.Conv3d)(student_channels, teacher_channels, 1, bias=False)
 
 
+def check_logits(student: Tensor, teacher: Tensor) -> None:
+    """Raise ValueError unless the logits of both networks have one shape."""
+    if student.shape != teacher.shape:
+        raise ValueError(f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} differ")
+
+
 def check_features(
     student: Tensor, teacher: Tensor, student_channels: int | None = None, teacher_channels: int | None = None
 ) -> None:

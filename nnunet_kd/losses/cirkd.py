@@ -17,8 +17,8 @@ from nnunet_kd.losses.precision import full_precision
 _POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
 # a lower temperature would take exp(1 / temperature) to the end of float32's range
 _COLDEST = 0.03
-# similarities to a memory held at a time: a CPU's cache, a GPU's memory
-_AT_ONCE = {"cpu": 2**18}
+# similarities computed at a time: a CPU's cache, a GPU's memory
+_AT_ONCE = {"cpu": 2**19}
 _AT_ONCE_ELSEWHERE = 2**25
 
 
@@ -45,7 +45,7 @@ class CIRKD(nn.Module):
     weight = 1.0
     needs_target = False
 
-    def __init__(self, *, temperature: float = 0.1, max_nodes: int = 1024) -> None:
+    def __init__(self, *, temperature: float = 0.1, max_nodes: int = 2048) -> None:
         super().__init__()
         _check("CIRKD", temperature, max_nodes=max_nodes)
         self.temperature, self.max_nodes = temperature, max_nodes
@@ -177,22 +177,37 @@ class _WithinBatch(torch.autograd.Function):
     """Nodes `(N, P, K)` whose inner products are the similarities -> mean over ordered pairs of samples and rows.
 
     The pairs (n, m) and (m, n) share one matrix: its rows belong to the first, its columns to the second. The gradient is
-    analytic and computed on the way, so that a few matrices `(P, P)` are all that is ever held.
+    analytic and computed on the way, in the same two matrices `(P, P)` for all pairs.
     """
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
         batch, nodes = student.shape[:2]
+        parts = _parts(nodes, nodes, student.device)
+        e_s, e_t, gap = (
+            student.new_empty(nodes, nodes),
+            student.new_empty(nodes, nodes),
+            student.new_empty(parts[0].stop, nodes),
+        )
         total, slope = student.new_zeros(()), torch.zeros_like(student)
         for i in range(batch):
-            value, d = _divergence(student[i] @ student[i].T, teacher[i] @ teacher[i].T, symmetric=True)
-            total += value
-            slope[i].addmm_(d, student[i])
-            for j in range(i + 1, batch):
-                value, d = _divergence(student[i] @ student[j].T, teacher[i] @ teacher[j].T, axes=(1, 0))
-                total += value
-                slope[i].addmm_(d, student[j])
-                slope[j].addmm_(d.T, student[i])
+            for j in range(i, batch):
+                rows, columns = student.new_empty(3, nodes), student.new_zeros(3, nodes)
+                for p in parts:
+                    terms = _exponentials(student[i, p], student[j], teacher[i, p], teacher[j], e_s[p], e_t[p], gap)
+                    for k, term in enumerate(terms):
+                        torch.sum(term, 1, out=rows[k, p])
+                        if i != j:
+                            columns[k] += term.sum(0)
+                # the matrix of a sample with itself is symmetric, and a node is in it as a row and as a column
+                total += _divergence(*rows) + (_divergence(*columns) if i != j else 0)
+                shares = 1 / rows[1:, :, None], 1 / (columns if i != j else rows)[1:, None]
+                for p in parts:
+                    d = e_s[p].mul_(shares[0][0, p] + shares[1][0])
+                    d -= e_t[p].mul_(shares[0][1, p] + shares[1][1])
+                    slope[i, p].addmm_(d, student[j])
+                    if i != j:
+                        slope[j].addmm_(d.T, student[i, p])
         ctx.save_for_backward(slope)
         ctx.scale = 1 / (batch**2 * nodes)
         return total * ctx.scale
@@ -208,13 +223,16 @@ class _ToEntries(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor, entries: Tensor) -> Tensor:
-        step = max(1, _AT_ONCE.get(student.device.type, _AT_ONCE_ELSEWHERE) // len(entries))
+        parts = _parts(len(student), len(entries), student.device)
+        room = [student.new_empty(parts[0].stop, len(entries)) for _ in range(3)]
         total, slope = student.new_zeros(()), torch.empty_like(student)
-        for start in range(0, len(student), step):
-            part = slice(start, start + step)
-            value, d = _divergence(student[part] @ entries.T, teacher[part] @ entries.T)
-            total += value
-            torch.mm(d, entries, out=slope[part])
+        for p in parts:
+            e_s, e_t, gap = (r[: p.stop - p.start] for r in room)
+            terms = _exponentials(student[p], entries, teacher[p], entries, e_s, e_t, gap)
+            gap_sum, z_s, z_t = (term.sum(1) for term in terms)
+            total += _divergence(gap_sum, z_s, z_t)
+            d = e_s.div_(z_s[:, None]).sub_(e_t.div_(z_t[:, None]))
+            torch.mm(d, entries, out=slope[p])
         ctx.save_for_backward(slope)
         ctx.scale = 1 / len(student)
         return total * ctx.scale
@@ -225,23 +243,28 @@ class _ToEntries(torch.autograd.Function):
         return ctx.saved_tensors[0] * (gradient * ctx.scale), None, None
 
 
-def _divergence(
-    student: Tensor, teacher: Tensor, axes: tuple[int, ...] = (1,), symmetric: bool = False
-) -> tuple[Tensor, Tensor]:
-    # Sum over the rows (axis 1; and columns, axis 0) of KL(softmax of the teacher's || of the student's), and its derivative
-    # by the student's similarities, for symmetric ones that by both of their factors. Overwrites both. Exponentials without
-    # the usual shift: no similarity exceeds 1 / _COLDEST.
-    gap = teacher - student
-    e_s, e_t = student.exp_(), teacher.exp_()
-    gap.mul_(e_t)
-    total, share_s, share_t = 0, 0, 0
-    for axis in axes:
-        z_s, z_t = e_s.sum(axis, keepdim=True), e_t.sum(axis, keepdim=True)
-        total = total + (gap.sum(axis, keepdim=True) / z_t + z_s.log() - z_t.log()).sum()
-        share_s, share_t = share_s + 1 / z_s, share_t + 1 / z_t
-    if symmetric:
-        share_s, share_t = share_s + share_s.T, share_t + share_t.T
-    return total, e_s.mul_(share_s).sub_(e_t.mul_(share_t))
+def _parts(rows: int, columns: int, device: torch.device) -> list[slice]:
+    step = max(1, _AT_ONCE.get(device.type, _AT_ONCE_ELSEWHERE) // columns)
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+def _exponentials(
+    s: Tensor, s_to: Tensor, t: Tensor, t_to: Tensor, e_s: Tensor, e_t: Tensor, gap: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    # Into e_s, e_t and gap: exp of the similarities of the student's rows and of the teacher's, and the latter times their
+    # difference, without the usual shift: no similarity exceeds 1 / _COLDEST. Fresh matrices for every pair would take longer
+    # than the arithmetic.
+    gap = gap[: len(s)]
+    torch.mm(s, s_to.T, out=e_s)
+    torch.mm(t, t_to.T, out=e_t)
+    torch.sub(e_t, e_s, out=gap)
+    e_s.exp_()
+    return gap.mul_(e_t.exp_()), e_s, e_t
+
+
+def _divergence(gap: Tensor, z_s: Tensor, z_t: Tensor) -> Tensor:
+    # of the sums over a softmax's axis: sum of KL(teacher || student)
+    return (gap / z_t + z_s.log() - z_t.log()).sum()
 
 
 def _unit_rows(features: Tensor) -> Tensor:
@@ -253,7 +276,15 @@ def _pool(features: Tensor, max_nodes: int) -> Tensor:
     size, step = features.shape[2:], 1
     while math.prod(math.ceil(n / step) for n in size) > max_nodes:
         step *= 2
-    return features if step == 1 else _POOL[len(size)](features, [min(step, n) for n in size], ceil_mode=True)
+    if step == 1:
+        return features
+    block = [min(step, n) for n in size]
+    if any(n % b for n, b in zip(size, block, strict=True)):
+        return _POOL[len(size)](features, block, ceil_mode=True)
+    # the same, axis by axis, in half the time of torch's pooling and of its gradient
+    for axis, b in enumerate(block, start=2):
+        features = features.unflatten(axis, (-1, b)).sum(axis + 1)
+    return features / math.prod(block)
 
 
 def _draw(count: int, size: int, generator: torch.Generator) -> Tensor:

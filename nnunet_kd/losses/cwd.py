@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from nnunet_kd.losses.channels import check_features, match_channels
+from nnunet_kd.losses.channels import check_features, check_logits, match_channels
 from nnunet_kd.losses.kd import logit_kd
 from nnunet_kd.losses.precision import full_precision
 
@@ -41,8 +41,7 @@ class CWDLogits(nn.Module):
         Raises:
             ValueError: shapes that differ.
         """
-        if student.shape != teacher.shape:
-            raise ValueError(f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} differ")
+        check_logits(student, teacher)
         return _channel_kl(student, teacher, self.temperature)
 
 

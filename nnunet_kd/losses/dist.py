@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nnunet_kd.losses.channels import check_logits
 from nnunet_kd.losses.precision import full_precision
 
 _EPS = 1e-8  # the published one, in the correlation's denominator
@@ -56,8 +57,7 @@ class DIST(nn.Module):
         Raises:
             ValueError: shapes that differ.
         """
-        if student.shape != teacher.shape:
-            raise ValueError(f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} differ")
+        check_logits(student, teacher)
         s, t = self._predict(student), self._predict(teacher.detach())
         # a softmax's row has the mean 1/C, and (q, 1 - q) has the mean 1/2
         middle = 0.5 if self.regions else 1 / s.shape[1]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nnunet_kd.losses.channels import check_logits
 from nnunet_kd.losses.precision import full_precision
 
 _SMALLEST_FREQUENCY = 1e-4
@@ -45,8 +46,7 @@ def logit_kd(
     Raises:
         ValueError: shapes that do not fit each other.
     """
-    if student.shape != teacher.shape:
-        raise ValueError(f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} differ")
+    check_logits(student, teacher)
     if mask is not None and mask.shape != (student.shape[0], 1, *student.shape[2:]):
         raise ValueError(f"mask {tuple(mask.shape)} must be (B, 1, *S) for logits {tuple(student.shape)}")
     return _MeanDivergence.apply(student, teacher.detach(), temperature, regions, mask)

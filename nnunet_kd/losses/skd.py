@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_kd.losses.channels import check_features
+from nnunet_kd.losses.channels import check_features, check_logits
 from nnunet_kd.losses.precision import full_precision
 
 
@@ -36,8 +36,7 @@ class SKDPixelwise(nn.Module):
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
         """Logits `(B, C, *S)` of both networks -> scalar; ``target`` is not used."""
-        if student.shape != teacher.shape:
-            raise ValueError(f"student logits {tuple(student.shape)} and teacher logits {tuple(teacher.shape)} differ")
+        check_logits(student, teacher)
         if self.regions:
             return student.shape[1] * F.binary_cross_entropy_with_logits(student, teacher.detach().sigmoid())
         return F.cross_entropy(student, teacher.detach().softmax(1))

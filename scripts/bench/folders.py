@@ -34,9 +34,8 @@ class Row:
 @contextlib.contextmanager
 def bench_folders(o: argparse.Namespace) -> Iterator[tuple[dict, dict]]:
     """nnU-Net's three folders in a temporary one, for as long as the context lasts. Yields student plans and dataset.json."""
-    import torch
-
-    from nnunet_kd.teacher import build_network, describe_teacher, read_model_folder
+    from nnunet_kd.model_folder import read_model_folder
+    from nnunet_kd.teacher import describe_teacher
 
     with tempfile.TemporaryDirectory() as root, mock.patch.dict(os.environ):
         for name in ("raw", "preprocessed", "results"):
@@ -54,27 +53,37 @@ def bench_folders(o: argparse.Namespace) -> Iterator[tuple[dict, dict]]:
         (preprocessed / "bench" / "case.b2nd").touch()  # its ending tells nnU-Net the format
         (preprocessed / "dataset_fingerprint.json").write_text("{}")
 
-        plans = _plans(o, o.teacher_features)
+        plans = unet_plans(o, o.teacher_features)
         folder = Path(root, "results", DATASET, f"nnUNetTrainer__nnUNetPlans__{configuration_name(o)}")
-        (folder / "fold_0").mkdir(parents=True)
-        for name, content in (("plans.json", plans), ("dataset.json", dataset_json)):
-            (folder / name).write_text(json.dumps(content))
-        model = read_model_folder(folder)
-        checkpoint = {
-            "network_weights": build_network(model).state_dict(), "trainer_name": "nnUNetTrainer",
-            "init_args": {"configuration": configuration_name(o)},
-        }  # fmt: skip
-        torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
-        teacher = asdict(describe_teacher(model, str(folder)))
+        write_untrained(folder, plans, dataset_json)
+        teacher = asdict(describe_teacher(read_model_folder(folder), str(folder)))
         section = {"teacher": teacher, "schedule": {"cpu_precision": o.cpu_precision}}
-        yield {**_plans(o, o.student_features), "nnunet_kd": section}, dataset_json
+        yield {**unet_plans(o, o.student_features), "nnunet_kd": section}, dataset_json
+
+
+def write_untrained(folder: Path, plans: dict, dataset_json: dict) -> None:
+    """A stock model folder TRAINER__PLANS__CONFIGURATION whose fold 0 has the network's first weights."""
+    import torch
+
+    from nnunet_kd.model_folder import build_network, read_model_folder
+
+    (folder / "fold_0").mkdir(parents=True)
+    for name, content in (("plans.json", plans), ("dataset.json", dataset_json)):
+        (folder / name).write_text(json.dumps(content), encoding="utf-8")
+    model = read_model_folder(folder)
+    arguments = {"plans": plans, "configuration": model.configuration, "fold": 0, "dataset_json": dataset_json}
+    checkpoint = {
+        "network_weights": build_network(model).state_dict(), "trainer_name": "nnUNetTrainer", "init_args": arguments,
+        "inference_allowed_mirroring_axes": tuple(range(len(plans["configurations"][model.configuration]["patch_size"]))),
+    }  # fmt: skip
+    torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
 
 
 def configuration_name(o: argparse.Namespace) -> str:
     return "2d" if len(o.patch) == 2 else "3d_fullres"
 
 
-def _plans(o: argparse.Namespace, features: list[int]) -> dict:
+def unet_plans(o: argparse.Namespace, features: list[int]) -> dict:
     """Plans of a PlainConvUNet; an axis is halved from stage to stage while 4 pixels remain."""
     axes, stages = len(o.patch), len(features)
     size, strides = list(o.patch), [[1] * axes]
@@ -125,7 +134,8 @@ class Trainers:
 
     def make(self, row: Row):
         """The trainer of a row, in the middle of the distil phase."""
-        from nnunet_kd.trainer import nnUNetTrainerDistillation, nnUNetTrainerScheduled
+        from nnunet_kd.scheduled import nnUNetTrainerScheduled
+        from nnunet_kd.trainer import nnUNetTrainerDistillation
 
         settings = dict(row.settings)
         if self.o.views is not None and ("views" in settings or "views" in PRESETS[row.preset]):

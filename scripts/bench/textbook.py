@@ -149,7 +149,7 @@ def rad(student: Tensor, teacher: Tensor, target: Tensor, *, classes: int) -> Te
 
 
 def cirkd(
-    student: Tensor, teacher: Tensor, target: Tensor | None = None, *, temperature: float = 0.1, max_nodes: int = 1024
+    student: Tensor, teacher: Tensor, target: Tensor | None = None, *, temperature: float = 0.1, max_nodes: int = 2048
 ) -> Tensor:
     """CIRKD, Yang et al. 2022, within the mini-batch: every pixel against the pixels of each sample; pair by pair."""
     pool, block = F.avg_pool2d if student.ndim == 4 else F.avg_pool3d, 1

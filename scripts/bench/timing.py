@@ -1,4 +1,4 @@
-"""Clocks, quartiles, Markdown, and a line that says where something was measured."""
+"""Clocks, quartiles, and a line that says where something was measured."""
 
 from __future__ import annotations
 
@@ -42,12 +42,6 @@ def spread(values: Sequence[float], scale: float = 1.0) -> dict[str, float]:
     return {"median": scale * median, "low": scale * low, "high": scale * high}
 
 
-def markdown(lines: list[list[str]]) -> str:
-    """A Markdown table; the first line is the head."""
-    lines = [lines[0], ["---"] * len(lines[0]), *lines[1:]]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def describe_machine(device: str, threads: int, clock: str = "wall") -> str:
     """Machine, threads, versions, commit and date in a sentence."""
     from importlib.metadata import version
@@ -60,7 +54,7 @@ def describe_machine(device: str, threads: int, clock: str = "wall") -> str:
         machine = torch.cuda.get_device_name()
     else:
         info = Path("/proc/cpuinfo")
-        lines = info.read_text().splitlines() if info.is_file() else []
+        lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
         name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
         load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
         machine = f"{name}, {os.cpu_count()} cores"

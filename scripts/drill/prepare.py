@@ -52,7 +52,7 @@ def prepare(work: Path, variables: dict[str, str]) -> Path:
         raise SystemExit(f"fault_drill: error: the teacher's training failed, see {training.log}")
     folder = work / "results" / name / f"nnUNetTrainerScheduled__{teacher}__2d"
     plans = plan_student(ID, "2d", folder, width=0.5, iterations=EPOCHS * ITERATIONS, epochs=EPOCHS, name=PLANS).file
-    content = json.loads(plans.read_text())
+    content = json.loads(plans.read_text(encoding="utf-8"))
     content["nnunet_kd"]["schedule"] |= {"val_iterations_per_epoch": 1, "save_every": 1}
     content["nnunet_kd"] |= {"losses": LOSSES, "terms": {"kd": {"balance": 1.0}}}
     write_json(plans, content)

@@ -122,7 +122,7 @@ class Training:
 
     def writings(self) -> list[tuple[str, float]]:
         """Name and duration in seconds of every checkpoint it wrote, in order."""
-        lines = [line.split() for line in self.events.read_text().splitlines()]
+        lines = [line.split() for line in self.events.read_text(encoding="utf-8").splitlines()]
         pairs = zip(lines[::2], lines[1::2], strict=True)
         return [(begin[1].removesuffix(".tmp")[1:], float(end[2]) - float(begin[2])) for begin, end in pairs]
 
@@ -136,7 +136,7 @@ def end_all() -> None:
 def _session(process: Path) -> int:
     """The session that a process of /proc belongs to; 0 for those that have ended."""
     try:
-        state, _, _, session = (process / "stat").read_text().rpartition(")")[2].split()[:4]
+        state, _, _, session = (process / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[:4]
     except (OSError, ValueError):
         return 0
     return 0 if state in "ZX" else int(session)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.dummy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +20,22 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no {REAL_DATA}")
     return REAL_DATA
+
+
+@pytest.fixture
+def nnunet_accepts(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """`nnunet_accepts(folder)`: nnU-Net's own check of a raw dataset, in threads; it raises for what it does not like."""
+
+    def accepts(folder: Path) -> None:
+        from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset_integrity
+
+        get_context = multiprocessing.get_context
+        threads = lambda method=None: multiprocessing.dummy if method else get_context()  # noqa: E731
+        with monkeypatch.context() as patch:
+            patch.setattr(multiprocessing, "get_context", threads)
+            verify_dataset_integrity(str(folder), 1)
+
+    return accepts
 
 
 @pytest.fixture

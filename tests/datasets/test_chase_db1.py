@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from PIL import Image
 
 from nnunet_kd.datasets import CONVERTERS
 from nnunet_kd.datasets.chase_db1 import convert
+from nnunet_kd.datasets.verify import verify_dataset
 from nnunet_kd.errors import KDError
 
 
@@ -91,6 +93,16 @@ def test_file_names_in_any_case(chase_tree: Path, tmp_path: Path):
     for path in list(chase_tree.iterdir()):
         path.rename(path.with_name(path.name.upper()))
     assert len(run(chase_tree, tmp_path).train_cases) == 20
+
+
+def test_one_folder_too_high_and_as_an_archive(chase_tree: Path, tmp_path: Path):
+    first = run(chase_tree.parent, tmp_path)
+    source = json.loads((first.folder / "conversion.json").read_text())["cases"]["CHASEDB1_01L"]["source"]
+    assert source == {"image": "Image_01L.jpg", "label": "Image_01L_1stHO.png"}
+    labels = {p.name: p.read_bytes() for p in (first.folder / "labelsTr").iterdir()}
+    archive = shutil.make_archive(str(tmp_path / "CHASEDB1"), "zip", chase_tree)
+    second = run(Path(archive), tmp_path, overwrite=True)
+    assert {p.name: p.read_bytes() for p in (second.folder / "labelsTr").iterdir()} == labels
 
 
 def spoil_missing_label(root: Path) -> None:
@@ -184,3 +196,5 @@ def test_the_published_set(real_data: Path, tmp_path: Path):
     assert report.native_sizes == {(999, 960): 28} and not report.warnings
     assert 0.08 < report.label_fraction < 0.13
     assert {w for w, _ in report.canvas_sizes} == {616}  # 512 and 10% of it, rounded up, on either side
+    found = verify_dataset(report.folder)
+    assert not found.problems and dict(found.rows)["native size"] == "999 x 960"

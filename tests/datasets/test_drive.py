@@ -8,6 +8,7 @@ from PIL import Image
 
 from nnunet_kd.datasets import CONVERTERS
 from nnunet_kd.datasets.drive import convert
+from nnunet_kd.datasets.verify import verify_dataset
 from nnunet_kd.errors import KDError
 
 TRAINING = [f"DRIVE_training_{i}" for i in range(21, 41)]
@@ -47,7 +48,7 @@ def test_labels_come_from_the_right_half_and_number(drive_tree: Path, tmp_path: 
         label = Path(entry["source"]["label"])
         assert label.parts[-3:] == (half, "1st_manual", f"{number}_manual1.gif")
         top, left, bottom, right = entry["crop_box"]
-        native = np.asarray(Image.open(label).convert("L"))[top:bottom, left:right] > 127
+        native = np.asarray(Image.open(drive_tree / label).convert("L"))[top:bottom, left:right] > 127
         written = np.asarray(Image.open(report.folder / "labelsTr" / f"{case}.png"))
         fov = np.asarray(Image.open(report.folder / "fovTr" / f"{case}.png")) > 0
         rows, columns = entry["pad"]
@@ -72,6 +73,14 @@ def test_todays_download_lacks_the_test_labels(drive_tree: Path, tmp_path: Path,
     report = run(drive_tree, tmp_path)
     assert report.train_cases == TRAINING
     assert any("test half" in w for w in report.warnings) and "left out" in report.text()
+
+
+def test_todays_download_is_a_zip_of_zips(drive_tree: Path, tmp_path: Path):
+    shutil.rmtree(drive_tree / "test" / "1st_manual")
+    for half in ("training", "test"):
+        shutil.make_archive(str(tmp_path / "inner" / half), "zip", drive_tree, half)
+    report = run(Path(shutil.make_archive(str(tmp_path / "datasets"), "zip", tmp_path / "inner")), tmp_path)
+    assert report.train_cases == TRAINING and [p.name for p in (tmp_path / "raw").iterdir()] == ["Dataset802_DRIVE"]
 
 
 def test_folder_names_in_any_case(drive_tree: Path, tmp_path: Path):
@@ -115,3 +124,5 @@ def test_the_published_set(real_data: Path, tmp_path: Path):
     assert report.native_sizes == {(565, 584): 40} and not report.warnings
     assert 0.10 < report.label_fraction < 0.15
     assert {w for w, _ in report.canvas_sizes} == {616}
+    found = verify_dataset(report.folder)
+    assert not found.problems and dict(found.rows)["native size"] == "565 x 584"

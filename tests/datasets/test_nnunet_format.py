@@ -10,6 +10,7 @@ from nnunet_kd.datasets.nnunet_format import (
     dataset_name,
     folds_by_group,
     new_dataset_folder,
+    read_fold,
     write_case,
     write_dataset_json,
     write_splits,
@@ -128,6 +129,12 @@ def test_another_split_is_replaced_only_on_demand(tmp_path: Path):
     write_splits(tmp_path, "Dataset001_X", other, overwrite=True)
     assert json.loads(path.read_text()) == other
     assert [p.name for p in path.parent.iterdir()] == ["splits_final.json"]
+    assert read_fold(path.parent, 0) == read_fold(path.parent, "0") == other[0]
+    assert read_fold(path.parent, len(other)) is read_fold(path.parent, "all") is read_fold(tmp_path, 0) is None
+    for damaged in ('[{"train": ["a"]}]', "[", '{"0": 1}'):
+        path.write_text(damaged)
+        with pytest.raises(KDError, match=r"splits_final.json is no list of folds"):
+            read_fold(path.parent, 0)
 
 
 @pytest.mark.parametrize("fold", [{"train": ["a"], "val": ["a"]}, {"train": ["a"], "val": []}])

@@ -14,6 +14,7 @@ from skimage.io import imread
 
 import nnunet_kd
 from nnunet_kd.checkpoints import load_checkpoint, save_atomically
+from nnunet_kd.deploy.archive import check_archive, write_archive
 from nnunet_kd.deploy.export import export_model
 from nnunet_kd.errors import KDError
 from nnunet_kd.paths import trainers_path
@@ -77,6 +78,26 @@ def test_names(exported, student):
     assert plans["plans_name"] == f"{training['plans_name']}_GKD"
     assert plans["dataset_name"] == training["dataset_name"] == "Dataset950_Tiny"
     assert plans["configurations"] == training["configurations"]
+
+
+def test_the_archive_installs_as_a_model_of_its_own(exported, tmp_path, monkeypatch):
+    from nnunetv2.model_sharing import model_import
+
+    folder = tmp_path / "gkd"
+    shutil.copytree(exported, folder)
+    (folder / "fold_0.onnx").write_bytes(b"needs no nnU-Net")
+    file = write_archive(folder)
+    assert file == tmp_path / "gkd.zip" and {p.name for p in tmp_path.iterdir()} == {"gkd", "gkd.zip"}
+    with pytest.raises(KDError, match="gkd.zip exists: .*--overwrite"):
+        check_archive(folder, overwrite=False)
+    check_archive(folder, overwrite=True)
+    monkeypatch.setattr(model_import, "nnUNet_results", str(tmp_path / "results"))
+    model_import.install_model_from_zip_file(str(file))
+    plans = json.loads((exported / "plans.json").read_text(encoding="utf-8"))
+    installed = tmp_path / "results" / "Dataset950_Tiny" / f"nnUNetTrainer__{plans['plans_name']}__2d"
+    assert files(installed) == files(exported)
+    for name in files(exported):
+        assert (installed / name).read_bytes() == (exported / name).read_bytes()
 
 
 def test_no_trace_of_the_training_machine(exported, student, tiny_teacher):

@@ -5,9 +5,9 @@ import torch
 from helpers import network
 
 from nnunet_kd.alignment import Alignment
-from nnunet_kd.config import ACT, MSAN
 from nnunet_kd.evaluation.vectors import AlignedRun
 from nnunet_kd.stages import encode, pair_stages, stage_table
+from nnunet_kd.term_settings import ACT, MSAN
 
 
 @pytest.mark.parametrize("dims", [2, 3])

@@ -8,6 +8,7 @@ from scipy.spatial.distance import cdist
 from skimage.morphology import disk, skeletonize
 
 from nnunet_kd.evaluation.metrics import case_metrics, centreline_dice, hausdorff95, pooled, summarise
+from nnunet_kd.evaluation.surfaces import directed_distances, surface_metrics
 
 
 def _blob(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
@@ -145,3 +146,28 @@ def test_pooled_equals_metrics_of_all_pixels_side_by_side():
 def test_wrong_input(arguments, message):
     with pytest.raises(ValueError, match=message):
         case_metrics(**arguments)
+
+
+def test_surface_metrics_by_hand_and_of_empty_masks():
+    truth = np.zeros((40, 40), bool)
+    truth[10:20, 10:20] = True
+    moved = np.roll(truth, 3, axis=1)
+    found = surface_metrics(moved, truth, tolerance=2)
+    # 36 surface pixels each: the two vertical sides of 10 lie 3 away at most, the rows in common 0
+    there, back = directed_distances(moved, truth, (1, 1))
+    assert len(there) == len(back) == 36 and there.max() == 3
+    assert found["assd"] == pytest.approx((there.sum() + back.sum()) / 72)
+    assert found["nsd"] == pytest.approx(((there <= 2).sum() + (back <= 2).sum()) / 72) and 0.5 < found["nsd"] < 1
+    one = case_metrics(np.zeros_like(truth), truth)
+    assert one["nsd"] == 0 and one["assd"] == one["hd95"] == pytest.approx(math.hypot(40, 40))
+    assert math.isnan(case_metrics(np.zeros_like(truth), np.zeros_like(truth))["nsd"])
+
+
+def test_one_slice_of_a_volume_is_measured_as_a_picture():
+    rng = np.random.default_rng(0)
+    p, t = _blob(rng, (40, 50)), _blob(rng, (40, 50))
+    flat, volume = case_metrics(p, t, spacing=(0.5, 2.0)), case_metrics(p[None], t[None], spacing=(7.0, 0.5, 2.0))
+    assert volume == flat
+    tube = np.zeros((12, 12, 40), bool)
+    tube[4:8, 4:8] = True
+    assert case_metrics(tube[:, 1:], tube[:, 1:], cldice_3d=True)["cldice"] == 1

@@ -202,7 +202,7 @@ def test_json_and_csv_hold_every_case(written):
     def refuse(word):
         raise AssertionError(f"{word} is not JSON")
 
-    read = json.loads((page.parent / "report.json").read_text(), parse_constant=refuse)
+    read = json.loads((page.parent / "report.json").read_text(encoding="utf-8"), parse_constant=refuse)
     assert [m["name"] for m in read["models"]] == list(MODELS) and read["title"] == "Vessels <1>"
     assert read["models"][0]["domains"]["Source"]["dice"] == pytest.approx(report["models"][0]["domains"]["Source"]["dice"])
     assert set(read["figures"]) == {"dice", "curves", "fsd", *(d.name for d in domains)}
@@ -217,10 +217,10 @@ def test_json_and_csv_hold_every_case(written):
 
 def test_a_report_read_from_json_gives_the_same_page(written, tmp_path):
     report, page, domains = written
-    again = json.loads((page.parent / "report.json").read_text())
+    again = json.loads((page.parent / "report.json").read_text(encoding="utf-8"))
     predictions = {m: {d.name: page.parent / "predictions" / m / d.name for d in domains} for m in MODELS}
     second = write_report(again, tmp_path, None, domains, predictions)
-    assert second.read_text() == page.read_text()
+    assert second.read_text(encoding="utf-8") == page.read_text(encoding="utf-8")
 
 
 def test_text_table(written):
@@ -242,7 +242,7 @@ def test_smallest_report(written, tmp_path):
     model = {k: v for k, v in report["models"][1].items() if k not in ("curves", "description", "cpu_seconds_per_case")}
     model["domains"] = {"Source": model["domains"]["Source"]}
     small = {**report, "models": [model], "fsd": [], "seed": None, "commands": [], "note": ""}
-    html = _Page(write_report(small, tmp_path).read_text())
+    html = _Page(write_report(small, tmp_path).read_text(encoding="utf-8"))
     assert "At home (Source) the undistilled student reaches a mean Dice of" in html.text
     assert "Training" not in html.text and "FSD" not in html.text and "What it looks like" not in html.text
 

@@ -5,15 +5,12 @@ from itertools import combinations
 import pytest
 import torch
 import torch.nn.functional as F
-from annotated import Annotated, labels
+from annotated import CHECKS_WITH_TARGET, Annotated, labels
 from loss_checks import (
     CHECKS,
-    by_finite_differences,
-    finite_at_1e4,
     golden_features,
     golden_logits,
     gradient,
-    half_inputs_in_float32,
     name,
     tensors,
     zero_at_equality,
@@ -51,9 +48,7 @@ def test_contract_imd(check, grid, p):
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize(
-    "check", [by_finite_differences, half_inputs_in_float32, finite_at_1e4, zero_at_equality], ids=name
-)  # fmt: skip
+@pytest.mark.parametrize("check", CHECKS_WITH_TARGET, ids=name)
 def test_contract_rad(check, batch, grid, classes):
     check(Annotated(RAD(classes=classes), labels(grid, classes, batch)), *tensors(grid, 3, 7, batch))
 

@@ -3,16 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from annotated import Annotated, labels
+from annotated import CHECKS_WITH_TARGET, Annotated, labels
 from loss_checks import (
-    by_finite_differences,
-    finite_at_1e4,
     golden_features,
     gradient,
-    half_inputs_in_float32,
     name,
     tensors,
-    zero_at_equality,
 )  # fmt: skip
 
 from nnunet_kd.losses.ifvd import IFVD
@@ -35,9 +31,7 @@ def test_golden_ifvd(ignored_rows, expected):
 
 @pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("batch", [1, 2])
-@pytest.mark.parametrize(
-    "check", [by_finite_differences, half_inputs_in_float32, finite_at_1e4, zero_at_equality], ids=name
-)  # fmt: skip
+@pytest.mark.parametrize("check", CHECKS_WITH_TARGET, ids=name)
 def test_contract(check, batch, grid):
     check(Annotated(IFVD(classes=3), labels(grid, 3, batch)), *tensors(grid, 4, 5, batch))
 

@@ -75,8 +75,7 @@ def test_the_textbook_form_for_regions_is_two_outcomes_per_channel():
     [
         pytest.param(case, shape, id=f"{case.title}, {len(shape) - 2}d")
         for case in bench_losses.CASES
-        for shape in ((2, 4, 36, 40), (3, 3, 6, 8, 4))
-        if len(shape) - 2 in case.axes
+        for shape in ((2, 4, 58, 56), (3, 3, 6, 8, 4))
     ],
 )
 def test_value_and_gradients_are_the_textbook_forms(case, shape):

@@ -1,0 +1,1 @@
+"""The subcommands of `nnunet-kd`: each file adds its parsers and runs them; cli.py puts them together."""

@@ -1,0 +1,123 @@
+"""Does a model segment better, or does it only say "foreground" more readily?
+
+    python scripts/dice_by_offset.py FOLDER [FOLDER ...] --source NAME=801:Tr --domain NAME=ID[:Tr|:Ts[:GLOB]] ... -o FILE.json
+
+For models of one foreground label: Dice with the foreground's logit raised by each of 17 offsets from -2 to 2 (0: as nnU-Net
+decides). The table gives per model and domain the Dice at 0, at the offset with the highest mean Dice on the source's cases
+(chosen for each model, with annotations of the source alone), and at the best of the domain's own, which no one knows in
+practice. Models whose folders differ in `_seedN` only are averaged, each with its own offset. Dice inside the field of view,
+mean over cases, nnU-Net's sliding window with mirroring.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
+from tqdm import tqdm
+
+from nnunet_kd.errors import KDError
+from nnunet_kd.evaluation.domains import Domain, parse_domain, read_label, read_map
+from nnunet_kd.evaluation.predict import check_images, image_files, load_predictor
+from nnunet_kd.files import write_json
+from nnunet_kd.model_folder import read_model_folder
+from nnunet_kd.paths import nnunet_folder
+from nnunet_kd.text_tables import markdown_table
+
+CHECKPOINT = "checkpoint_final.pth"
+OFFSETS = np.arange(-2.0, 2.01, 0.25)
+
+Curves = dict[str, list[float]]  # case -> Dice per offset
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path, help="model folders; the folder's name names the model")
+    parser.add_argument("--source", required=True, help="where the offset is chosen")
+    parser.add_argument("--domain", action="append", required=True, dest="domains", help="where Dice is reported; repeat")
+    parser.add_argument("-f", "--folds", nargs="+", help="default: all that are trained, averaged")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="all numbers, as JSON; models in it are not run again")
+    o = parser.parse_args()
+    try:
+        raw = nnunet_folder("nnUNet_raw")
+        domains = [parse_domain(spec, raw) for spec in (o.source, *o.domains)]
+        kept = _kept(o.output)
+        bar = tqdm([(m, d) for m in o.models for d in domains if d.name not in kept.get(m.name, {})], desc="models x domains")
+        for folder, domain in bar:
+            kept.setdefault(folder.name, {})[domain.name] = curves(folder, domain, o.folds)
+            write_json(o.output, {"offsets": OFFSETS.tolist(), "models": kept})
+    except KDError as error:
+        raise SystemExit(f"error: {error}") from None
+    print(table({m.name: kept[m.name] for m in o.models}, domains[0].name, [d.name for d in domains[1:]]))
+
+
+def curves(folder: Path, domain: Domain, folds: Sequence[str] | None = None) -> Curves:
+    """Dice of a model on every case of a domain at all offsets.
+
+    Raises KDError if the model has other labels than one foreground label, or cannot be read.
+    """
+    model = read_model_folder(folder)
+    labels = {k: v for k, v in model.dataset_json["labels"].items() if k != "background"}
+    if list(labels.values()) != [1]:
+        raise KDError(f"{folder}: an offset has a meaning for one foreground label only, the model has {labels}")
+    check_images(domain, model.dataset_json)
+    predictor = load_predictor(folder, tuple(folds or model.trained_folds(CHECKPOINT)), CHECKPOINT)
+    reader = determine_reader_writer_from_dataset_json(model.dataset_json, verbose=False)()
+    found = {}
+    for case in domain.cases:
+        image, properties = reader.read_images([str(p) for p in image_files(domain, case)])
+        _, probabilities = predictor.predict_single_npy_array(image, properties, None, None, True)
+        truth = read_label(domain, case) == 1
+        inside = np.ones_like(truth)
+        if domain.fov is not None:
+            inside = read_map(domain.fov / f"{case}{domain.file_ending}")[0] > 0
+        found[case] = dice_at(probabilities[1].reshape(truth.shape)[inside], truth[inside])
+    return found
+
+
+def dice_at(foreground: np.ndarray, truth: np.ndarray, offsets: Sequence[float] = OFFSETS) -> list[float]:
+    """Dice of the pixels whose logit exceeds minus the offset. Probabilities and truth `(n,)`."""
+    limits = 1 / (1 + np.exp(np.asarray(offsets, float)))
+    marked = [foreground > limit for limit in limits]
+    return [float(2 * (m & truth).sum() / max(1, m.sum() + truth.sum())) for m in marked]
+
+
+def table(models: Mapping[str, Mapping[str, Curves]], source: str, domains: Sequence[str]) -> str:
+    """Markdown: Dice at offset 0 / at the source's offset / at the domain's best, mean over the seeds of a method."""
+    methods: dict[str, list[str]] = {}
+    for name in models:
+        methods.setdefault(re.sub(r"_seed\d+$", "", name), []).append(name)
+    rows = [["model", "seeds", "offset by the source", *domains]]
+    for method, names in methods.items():
+        chosen = [int(_mean(models[n][source]).argmax()) for n in names]
+        cells = []
+        for domain in domains:
+            means = [_mean(models[n][domain]) for n in names]
+            zero = np.mean([m[len(OFFSETS) // 2] for m in means])
+            at = np.mean([m[i] for m, i in zip(means, chosen, strict=True)])
+            cells.append(f"{zero:.4f} / {at:.4f} / {np.mean(means, 0).max():.4f}")
+        offsets = ", ".join(f"{OFFSETS[i]:+.2f}" for i in chosen)
+        rows.append([method, str(len(names)), offsets, *cells])
+    return markdown_table(rows)
+
+
+def _mean(curves: Curves) -> np.ndarray:
+    return np.mean(list(curves.values()), axis=0)
+
+
+def _kept(file: Path) -> dict[str, dict[str, Curves]]:
+    if not file.is_file():
+        return {}
+    kept = json.loads(file.read_text(encoding="utf-8"))
+    if kept.get("offsets") != OFFSETS.tolist():
+        raise KDError(f"{file} is of other offsets: name another file with -o")
+    return kept["models"]
+
+
+if __name__ == "__main__":
+    main()

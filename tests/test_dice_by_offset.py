@@ -1,0 +1,63 @@
+"""scripts/dice_by_offset.py: a bias of the decision told apart from a better segmentation."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "dice_by_offset.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("dice_by_offset", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_dice_by_hand(script):
+    probabilities, truth = np.array([0.9, 0.6, 0.45, 0.1]), np.array([True, True, True, False])
+    # 0: marks two of three; +1 (above 0.269): all three; -1 (above 0.731): one; +4 (above 0.018): the false one too
+    assert script.dice_at(probabilities, truth, [0, 1, -1, 4]) == pytest.approx([4 / 5, 1, 2 / 4, 6 / 7])
+    assert script.dice_at(probabilities, ~truth & False, [0])[0] == 0
+
+
+def test_the_source_chooses_for_every_seed(script):
+    middle, count = len(script.OFFSETS) // 2, len(script.OFFSETS)
+
+    def curve(best: int, height: float) -> list[float]:
+        return [height - 0.01 * abs(i - best) for i in range(count)]
+
+    models = {
+        "a_seed0": {"S": {"x": curve(middle + 1, 0.8)}, "T": {"y": curve(middle + 2, 0.7)}},
+        "a_seed1": {"S": {"x": curve(middle, 0.8)}, "T": {"y": curve(middle + 2, 0.7)}},
+    }
+    row = script.table(models, "S", ["T"]).splitlines()[-1]
+    # 0: 0.68 and 0.68; chosen +0.25 and 0: 0.69 and 0.68; best 0.70
+    assert row == "| a | 2 | +0.25, +0.00 | 0.6800 / 0.6850 / 0.7000 |"
+
+
+def test_a_trained_model_from_the_command_line(script, tiny_dataset, tiny_teacher, tmp_path, monkeypatch, capsys):
+    """At offset 0 as stock nnU-Net, and what was measured is kept."""
+    from nnunet_kd.evaluation.domains import evaluate_predictions, parse_domain
+    from nnunet_kd.evaluation.predict import load_predictor, predict_domain
+
+    place, out = f"{tiny_dataset.id}:Tr", tmp_path / "offsets.json"
+    # other tests train further folds of this teacher
+    arguments = ["x", str(tiny_teacher), "--source", f"S={place}", "--domain", f"T={place}", "-f", "0", "-o", str(out)]
+    monkeypatch.setattr(sys, "argv", arguments)
+    script.main()
+    found = json.loads(out.read_text())["models"][tiny_teacher.name]["T"]
+    domain = parse_domain(f"T={place}", tiny_dataset.raw.parent)
+    predict_domain(load_predictor(tiny_teacher, ("0",), "checkpoint_final.pth"), domain, tmp_path / "out", "T")
+    stock = evaluate_predictions(domain, tmp_path / "out", [1])
+    middle = len(script.OFFSETS) // 2
+    assert {c: v[middle] for c, v in found.items()} == pytest.approx({c: m["dice"] for c, m in stock.items()})
+    assert len({round(v, 6) for v in next(iter(found.values()))}) > 1
+    monkeypatch.setattr(script, "curves", None)  # it would fail if a model ran again
+    script.main()
+    assert capsys.readouterr().out.count(f"| {tiny_teacher.name} | 1 |") == 2
