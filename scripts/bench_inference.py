@@ -247,7 +247,8 @@ def _commands(o: argparse.Namespace) -> dict[str, list[str]]:
     import json
 
     mirror = ["--disable_tta"] if o.no_mirroring else []
-    stock = ["nnUNetv2_predict_from_modelfolder", "-f", o.fold, "-device", "cpu", "-npp", "1", "-nps", "1", *mirror, "-m"]
+    program = str(Path(sys.executable).with_name("nnUNetv2_predict_from_modelfolder"))  # the environment need not be active
+    stock = [program, "-f", o.fold, "-device", "cpu", "-npp", "1", "-nps", "1", *mirror, "-m"]
     runner = [sys.executable, "-m", "nnunet_kd.cli", "predict", "-m", str(o.student), "--threads", str(o.threads)]
     runner += ["--no-mirroring"] if o.no_mirroring else []
     try:

@@ -11,6 +11,7 @@ import locale
 import multiprocessing
 import multiprocessing.dummy
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from pathlib import Path
 
 os.environ["nnUNet_def_n_proc"] = "1"  # nnU-Net reads it once, when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# As in CI, where the environment is not activated: its commands must be found beside the interpreter
+_BIN = Path(sys.executable).parent
+os.environ["PATH"] = os.pathsep.join(p for p in os.environ.get("PATH", "").split(os.pathsep) if Path(p) != _BIN)
 
 import numpy as np
 import pytest

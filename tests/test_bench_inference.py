@@ -1,6 +1,7 @@
 """scripts/bench_inference.py on networks that say nothing about speed: targets decide, tables are complete."""
 
 import importlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -73,7 +74,7 @@ def test_processes_are_timed_and_their_failure_is_told(bench):
 
     from nnunet_kd.errors import KDError
 
-    spent = run_process(["python", "-c", "b = bytearray(60_000_000); sum(range(10**6))"], 1)
+    spent = run_process([sys.executable, "-c", "b = bytearray(60_000_000); sum(range(10**6))"], 1)
     assert spent.wall > 0 and spent.cpu > 0 and 60 < spent.peak < 100
     with pytest.raises(KDError, match="failed with exit code 3: no"):
-        run_process(["python", "-c", "print('no'); raise SystemExit(3)"], 1)
+        run_process([sys.executable, "-c", "print('no'); raise SystemExit(3)"], 1)
