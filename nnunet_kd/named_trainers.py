@@ -83,6 +83,12 @@ class nnUNetTrainerDIST(nnUNetTrainerDistillation):
     preset = "dist"
 
 
+class nnUNetTrainerDML(nnUNetTrainerDistillation):
+    """The Dice loss between soft predictions (Wang et al.)."""
+
+    preset = "dml"
+
+
 class nnUNetTrainerEMKD(nnUNetTrainerDistillation):
     """Prediction, importance and region-affinity maps (Qin et al.)."""
 

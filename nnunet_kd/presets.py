@@ -59,6 +59,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ifvd": {"terms": {"kd": {"weight": 5.0}}, "losses": {"decoder0": {"ifvd": {}}}},
     "cwd": {"losses": {"logits": {"cwd-logits": {}}}},
     "dist": {"losses": {"logits": {"dist": {}}}},
+    "dml": {"losses": {"logits": {"dml": {}}}},
     "emkd": {"terms": {"kd": {"weight": 0.1, "temperature": 4.0}}, "losses": {"all": {"imd": {}}, "decoder0": {"rad": {}}}},
     "cirkd": {"terms": {"kd": {"weight": 1.0}}, "losses": {"decoder0": {"cirkd": {}, "cirkd-memory": {}}}},
 }

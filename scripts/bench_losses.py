@@ -77,6 +77,7 @@ CASES = (
     Case("skd-pixelwise", textbook.skd_pixelwise),
     Case("cwd-logits", textbook.cwd),
     Case("dist", textbook.dist),
+    Case("dml", textbook.dml),
     Case("at", textbook.attention),
     Case("fitnets", textbook.fitnets, take=lambda m: {"regressor": m.regressor}),
     Case("fsp", textbook.fsp, pair=True),

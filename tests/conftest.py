@@ -19,9 +19,6 @@ from pathlib import Path
 
 os.environ["nnUNet_def_n_proc"] = "1"  # nnU-Net reads it once, when it is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# As in CI, where the environment is not activated: its commands must be found beside the interpreter
-_BIN = Path(sys.executable).parent
-os.environ["PATH"] = os.pathsep.join(p for p in os.environ.get("PATH", "").split(os.pathsep) if Path(p) != _BIN)
 
 import numpy as np
 import pytest
@@ -29,6 +26,9 @@ import torch
 from skimage.io import imsave
 
 torch.set_num_threads(1)
+# As in CI, where the environment is not activated: its commands must be found beside the interpreter
+_BIN = Path(sys.executable).parent
+os.environ["PATH"] = os.pathsep.join(p for p in os.environ.get("PATH", "").split(os.pathsep) if Path(p) != _BIN)
 
 
 @pytest.fixture(autouse=True)

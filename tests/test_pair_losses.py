@@ -15,7 +15,7 @@ from nnunet_kd.stages import stage_table
 from nnunet_kd.teacher import FrozenTeacher, TeacherEnsemble
 
 VIEWS = {"preset": "light", "count": 1, "student_loss": "anchor"}
-RIVALS = ["at", "fitnets", "fsp", "skd", "ifvd", "cwd", "dist", "emkd", "cirkd"]
+RIVALS = ["at", "fitnets", "fsp", "skd", "ifvd", "cwd", "dist", "dml", "emkd", "cirkd"]
 
 
 def build(section, teacher=(8, 16, 16), student=(4, 4, 8), **options):

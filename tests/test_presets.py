@@ -21,6 +21,7 @@ TERMS = {
     "all": GRAPHS + CROSS, "paper": GRAPHS + CROSS, "default": ("kd",), "cross-view": ("kd", *GRAPHS, *CROSS),
     "at": ("at@bottleneck",), "fitnets": ("fitnets@bottleneck",), "fsp": ("fsp@all",), "cwd": ("cwd-logits@logits",),
     "skd": ("skd-pixelwise@logits", "skd-pairwise@decoder0"), "ifvd": ("kd", "ifvd@decoder0"), "dist": ("dist@logits",),
+    "dml": ("dml@logits",),
     "emkd": ("kd", "imd@all", "rad@decoder0"), "cirkd": ("kd", "cirkd@decoder0", "cirkd-memory@decoder0"),
 }  # fmt: skip
 

@@ -18,7 +18,7 @@ from nnunet_kd.loss_settings import read_losses
 from nnunet_kd.pair_losses import PairLosses
 from nnunet_kd.stages import StageTable
 
-TRAINERS = ["AT", "FitNets", "FSP", "SKD", "IFVD", "CWD", "DIST", "EMKD", "CIRKD"]
+TRAINERS = ["AT", "FitNets", "FSP", "SKD", "IFVD", "CWD", "DIST", "DML", "EMKD", "CIRKD"]
 LEARNED = {"losses": {"bottleneck": {"fitnets": {}}, "decoder0": {"cirkd-memory": {}}, "encoder1": {"cwd-features": {}}}}
 # a tiny training's smallest patch has a bottleneck of a few pixels
 

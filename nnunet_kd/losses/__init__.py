@@ -8,6 +8,7 @@ from nnunet_kd.losses.cwd import CWDFeatures, CWDLogits
 from nnunet_kd.losses.dcgd import class_prototypes, gather_with_gradient, inter_graph_loss, intra_graph_loss
 from nnunet_kd.losses.dicd import cross_prediction_loss
 from nnunet_kd.losses.dist import DIST
+from nnunet_kd.losses.dml import DML
 from nnunet_kd.losses.emkd import IMD, RAD
 from nnunet_kd.losses.fitnets import FitNets
 from nnunet_kd.losses.fsp import FSP
@@ -24,6 +25,7 @@ __all__ = [
     "CWDFeatures",
     "CWDLogits",
     "DIST",
+    "DML",
     "FSP",
     "FitNets",
     "IFVD",

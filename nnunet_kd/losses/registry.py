@@ -8,6 +8,7 @@ from nnunet_kd.losses.attention import AT
 from nnunet_kd.losses.cirkd import CIRKD, CIRKDMemory
 from nnunet_kd.losses.cwd import CWDFeatures, CWDLogits
 from nnunet_kd.losses.dist import DIST
+from nnunet_kd.losses.dml import DML
 from nnunet_kd.losses.emkd import IMD, RAD
 from nnunet_kd.losses.fitnets import FitNets
 from nnunet_kd.losses.fsp import FSP
@@ -30,6 +31,7 @@ LOSSES: dict[str, type[nn.Module]] = {
     "cwd-logits": CWDLogits,
     "cwd-features": CWDFeatures,
     "dist": DIST,
+    "dml": DML,
     "imd": IMD,
     "rad": RAD,
     "cirkd": CIRKD,

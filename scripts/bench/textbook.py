@@ -126,6 +126,17 @@ def dist(student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tens
     return (1 - correlation(p_s, p_t)) + (1 - correlation(p_s.T, p_t.T))
 
 
+def dml(student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+    """DML, Wang et al. 2023: a soft Dice per sample and foreground class, its intersection by the distance of the two."""
+    p_s, p_t = F.softmax(student, dim=1), F.softmax(teacher, dim=1)
+    losses = []
+    for s, t in zip(p_s, p_t, strict=True):
+        for c in range(1, student.shape[1]):
+            intersection = (s[c].sum() + t[c].sum() - (s[c] - t[c]).abs().sum()) / 2
+            losses.append((s[c].sum() + t[c].sum() - 2 * intersection) / (s[c].sum() + t[c].sum() + 1))
+    return torch.stack(losses).mean()
+
+
 def imd(student: Tensor, teacher: Tensor, target: Tensor | None = None, *, p: int = 4) -> Tensor:
     """The importance maps of EMKD, Qin et al. 2021: AT summed over the pixels."""
     return attention(student, teacher, p=p) * student[0, 0].numel()
