@@ -37,7 +37,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "views": _STRONG,
         "msan": {"kind": "spatial", "stages": ["bottleneck"], "dim": 128, "after_act": "joint"},
         "act": {"consistency": 0.0, "decoded": 0.0, "share": 0.25},
-        "terms": {"kd": {"weight": 1.0, "target": "anchor", "balance": 1.0}},
+        "terms": {"kd": {"weight": 1.0, "target": "anchor", "balance": 0.5}},
+        "losses": {"logits": {"dml": {"weight": 1.0, "target": "anchor"}}},
     },
     "cross-view": {
         "views": {**_STRONG, "student_loss": "all"},
