@@ -11,6 +11,12 @@ class nnUNetTrainerGKD(nnUNetTrainerDistillation):
     preset = "default"
 
 
+class nnUNetTrainerGKDBalanced(nnUNetTrainerDistillation):
+    """Logit distillation on views with a balanced target: a readier foreground."""
+
+    preset = "balanced"
+
+
 class nnUNetTrainerGKDCrossView(nnUNetTrainerDistillation):
     """GKD with all terms in this project's form: student on strong views, teacher on the anchor, spatial MSANs."""
 
