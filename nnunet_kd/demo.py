@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nnunet_kd.errors import KDError
-from nnunet_kd.paths import trainers_path
+from nnunet_kd.paths import command_path, trainers_path
 
 SOURCE_ID = 901
 DOMAINS = {"source": "Source", "contrast": "Contrast", "texture": "Texture", "noise": "Noise"}
@@ -240,9 +240,7 @@ def _run_here(step: Step, log: Path) -> None:
 
 
 def _run(step: Step, number: int, display: Display, log: Path, environment: dict[str, str]) -> None:
-    # the commands of the environment this Python belongs to, whether or not it is activated
-    program = Path(sys.executable).parent / step.command[0]
-    command = [str(program) if program.exists() else step.command[0], *step.command[1:]]
+    command = [command_path(step.command[0]), *step.command[1:]]
     environment = {**os.environ, **environment}
     if "plan_and_preprocess" in step.command[0]:
         environment["nnUNet_n_proc_DA"] = "1"  # nnU-Net's planning cannot work with 0

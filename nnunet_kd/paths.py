@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -23,6 +24,12 @@ def nnunet_folder(variable: str) -> Path:
     if not os.environ.get(variable):
         raise KDError(f"environment variable {variable} is not set: export {variable}=/path/to/{variable}")
     return Path(os.environ[variable])
+
+
+def command_path(name: str) -> str:
+    """A command of the environment this Python belongs to, whether or not it is activated; else the name, for PATH to find."""
+    program = Path(sys.executable).parent / name
+    return str(program) if program.exists() else name
 
 
 def trainers_path() -> Path:

@@ -19,10 +19,11 @@ _INTRA: dict[str, Any] = {"intra": {"weight": 1.0}}
 _INTER: dict[str, Any] = {"inter": {"weight": 1.0}}
 _CROSS: dict[str, Any] = {"cross": {"weight": 1.0, "views": "same"}}
 _STRONG: dict[str, Any] = {"preset": "strong", "count": 1, "student_loss": "anchor"}
+_SPATIAL: dict[str, Any] = {"kind": "spatial", "stages": ["bottleneck"], "dim": 128, "after_act": "joint"}
 # ours. The MSANs are a probe for FSD: they learn from the features, nothing learns from them
 _PROBED: dict[str, Any] = {
     "views": _STRONG,
-    "msan": {"kind": "spatial", "stages": ["bottleneck"], "dim": 128, "after_act": "joint"},
+    "msan": _SPATIAL,
     "act": {"consistency": 0.0, "decoded": 0.0, "share": 0.25},
 }
 
@@ -47,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "balanced": {**_PROBED, "terms": {"kd": {"weight": 1.0, "target": "anchor", "balance": 1.0}}},
     "cross-view": {
         "views": {**_STRONG, "student_loss": "all"},
-        "msan": {"kind": "spatial", "stages": ["bottleneck"], "dim": 128, "after_act": "joint"},
+        "msan": _SPATIAL,
         "act": {},
         "terms": {
             "kd": {"weight": 1.0, "target": "anchor"},

@@ -33,6 +33,7 @@ from bench.processes import Spent, dice, run_process
 from bench.timing import describe_machine, spread
 
 from nnunet_kd.errors import KDError
+from nnunet_kd.paths import command_path
 from nnunet_kd.text_tables import markdown_table
 
 WIDTH = 0.125
@@ -247,7 +248,7 @@ def _commands(o: argparse.Namespace) -> dict[str, list[str]]:
     import json
 
     mirror = ["--disable_tta"] if o.no_mirroring else []
-    program = str(Path(sys.executable).with_name("nnUNetv2_predict_from_modelfolder"))  # the environment need not be active
+    program = command_path("nnUNetv2_predict_from_modelfolder")
     stock = [program, "-f", o.fold, "-device", "cpu", "-npp", "1", "-nps", "1", *mirror, "-m"]
     runner = [sys.executable, "-m", "nnunet_kd.cli", "predict", "-m", str(o.student), "--threads", str(o.threads)]
     runner += ["--no-mirroring"] if o.no_mirroring else []

@@ -7,9 +7,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from drill.training import BIN, Training
+from drill.training import Training
 from nnunet_kd.files import write_json
-from nnunet_kd.paths import trainers_path
+from nnunet_kd.paths import command_path, trainers_path
 
 ID, PLANS, TRAINER = 901, "DrillPlans", "nnUNetTrainerGKDCrossView"
 EPOCHS, ITERATIONS = 6, 2
@@ -38,7 +38,7 @@ def prepare(work: Path, variables: dict[str, str]) -> Path:
     from nnunet_kd.datasets.synthetic_vessels import generate
 
     name = generate(work / "raw", work / "preprocessed", ID, 0, 64, 4, 2, 2)["source"]
-    command = [BIN / "nnUNetv2_plan_and_preprocess", "-d", str(ID), "-c", "2d", "-npfp", "1", "-np", "1"]
+    command = [command_path("nnUNetv2_plan_and_preprocess"), "-d", str(ID), "-c", "2d", "-npfp", "1", "-np", "1"]
     planning = {**variables, "nnUNet_n_proc_DA": "1"}  # nnU-Net cannot plan with 0
     subprocess.run(command, env=planning, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 

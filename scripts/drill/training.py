@@ -6,12 +6,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
-BIN = Path(sys.executable).parent
+from nnunet_kd.paths import command_path
+
 PATIENCE = 900.0  # seconds that a step of a run may take on a busy machine
 _EPOCH = re.compile(r": Epoch (\d+)\s*$")
 _started: list[Training] = []
@@ -64,7 +64,7 @@ class Training:
         watched = {"FAULT_DRILL_EVENTS": str(self.events), "PYTHONPATH": path}
         if kill_inside:
             watched["FAULT_DRILL_KILL"] = kill_inside
-        command = [str(BIN / "nnUNetv2_train"), *arguments, "-device", "cpu"]
+        command = [command_path("nnUNetv2_train"), *arguments, "-device", "cpu"]
         self.marks, self._news = {"start": time.monotonic()}, threading.Condition()
         self.process = subprocess.Popen(
             command, env={**variables, **watched}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
