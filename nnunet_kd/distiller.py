@@ -305,7 +305,7 @@ class Distiller:
     def _between_stages(self, step: Step) -> dict[str, tuple[float, torch.Tensor]]:
         losses = self._distributed or self.pair_losses
         features = step.student_features or [], step.teacher_features or []
-        return losses(*features, step.student_logits, step.teacher_logits, step.labels, step.batch)
+        return losses(*features, step.student_logits, step.teacher_logits, step.labels, step.batch, step.progress)
 
     @property
     def _logits_of_views_read(self) -> bool:

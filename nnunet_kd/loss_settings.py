@@ -13,7 +13,7 @@ A place is "logits", or ``STUDENT`` or ``STUDENT:TEACHER`` with stages "bottlene
 the last before the logits), or "all" (every encoder stage both have) or "decoder" (every decoder stage). Without
 ``:TEACHER`` the teacher's stage of the same cumulative stride is taken. A loss that compares two stages at once takes
 ``A+B``, and "all" there means all neighbours. Values are the loss's own options, besides "weight" (the published one unless
-given) and "target".
+given), "target" and "until".
 """
 
 from __future__ import annotations
@@ -33,13 +33,22 @@ _SIDE = re.compile(rf"{_STAGE}(?:\+{_STAGE})?")
 
 @dataclass(frozen=True)
 class LossSetting:
-    """One loss at one place. ``target``: the teacher reads the anchor, or the view the student sees."""
+    """One loss at one place.
+
+    ``target``: the teacher reads the anchor, or the view the student sees. ``until``: the fraction of the training at which the
+    weight has fallen to 0, in a straight line from the start; None: it stays.
+    """
 
     place: str
     name: str
     weight: float
     target: str
     options: dict[str, Any]
+    until: float | None = None
+
+    def weight_at(self, progress: float) -> float:
+        """The weight at this fraction of the training, the ramp at the start left out."""
+        return self.weight if self.until is None else self.weight * max(0.0, 1 - progress / self.until)
 
     @property
     def on_logits(self) -> bool:
@@ -101,13 +110,15 @@ def _read(place: str, name: str, options: Any, where: str) -> LossSetting:
         fix = 'name two stages, such as "encoder0+encoder1"' if takes_pairs(loss) else "name one stage"
         raise KDError(f'"{where}": {fix}')
     own = dict(options)
-    weight, target = own.pop("weight", loss.weight), own.pop("target", "view")
+    weight, target, until = own.pop("weight", loss.weight), own.pop("target", "view"), own.pop("until", None)
     if not isinstance(weight, int | float) or isinstance(weight, bool) or not 1e-9 <= weight <= 1e9:
         raise KDError(f'"{where}.weight" is {weight!r}, it must be a number in [1e-09, 1e+09]')
     if target not in ("anchor", "view"):
         raise KDError(f'"{where}.target" is {target!r}, use one of anchor, view')
+    if until is not None and (not isinstance(until, int | float) or isinstance(until, bool) or not 1e-3 <= until <= 1):
+        raise KDError(f'"{where}.until" is {until!r}, it must be a fraction of the training in [0.001, 1], or null')
     _check_options(loss, own, where)
-    return LossSetting(place, name, float(weight), target, own)
+    return LossSetting(place, name, float(weight), target, own, until)
 
 
 def takes_pairs(loss: type) -> bool:
@@ -120,7 +131,7 @@ def _check_options(loss: type, options: dict, where: str) -> None:
     known = [p for p in parameters if p != "self" and p not in GEOMETRY]
     for key in options:
         if key not in known:
-            words = ["weight", "target", *known]
+            words = ["weight", "target", "until", *known]
             fix = did_you_mean(key, words, f"known keys: {', '.join(words)}")
             raise KDError(f'unknown key "{where}.{key}" in the plans; {fix}')
         default = parameters[key].default

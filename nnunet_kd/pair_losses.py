@@ -81,6 +81,7 @@ class PairLosses(nn.Module):
         teacher_logits: Tensor,
         labels: Tensor,
         batch: int,
+        progress: float = 0.0,
     ) -> dict[str, tuple[float, Tensor]]:
         """``{name: (weight, value)}``, values summed over the stages of one entry.
 
@@ -90,6 +91,7 @@ class PairLosses(nn.Module):
             student_logits, teacher_logits: likewise.
             labels: classes of the anchors ``(B, *S)``, -1 where not annotated.
             batch: B.
+            progress: fraction of the training that is over.
         """
         found: dict[str, tuple[float, Tensor]] = {}
         rows = student_logits.shape[0] // batch
@@ -100,7 +102,7 @@ class PairLosses(nn.Module):
             t = [rows_of(x, batch, rows, setting.target) for x in t]
             s = [_to_grid(x, y) for x, y in zip(s, t, strict=True)]
             value = loss(s[0], t[0], labels) if len(s) == 1 else loss(tuple(s), tuple(t), labels)
-            weight, before = found.get(_key(setting), (setting.weight, 0.0))
+            weight, before = found.get(_key(setting), (setting.weight_at(progress), 0.0))
             found[_key(setting)] = (weight, before + value)
         return found
 

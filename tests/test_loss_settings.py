@@ -10,8 +10,8 @@ from nnunet_kd.losses.registry import LOSSES
 
 
 def test_options_weight_and_target_are_told_apart():
-    (found,) = read_losses({"bottleneck:encoder2": {"at": {"p": 4, "weight": 7, "target": "anchor"}}})
-    assert (found.name, found.weight, found.target, found.options) == ("at", 7.0, "anchor", {"p": 4})
+    (found,) = read_losses({"bottleneck:encoder2": {"at": {"p": 4, "weight": 7, "target": "anchor", "until": 0.5}}})
+    assert (found.name, found.weight, found.target, found.options, found.until) == ("at", 7.0, "anchor", {"p": 4}, 0.5)
     assert found.sides == ("bottleneck", "encoder2")
 
 
@@ -50,6 +50,9 @@ def test_every_loss_can_be_named(name):
         ({"bottleneck": {"at": {"weight": True}}}, "must be a number"),
         ({"bottleneck": {"at": {"weight": 0}}}, "must be a number in"),
         ({"bottleneck": {"at": {"target": "both"}}}, "use one of anchor, view"),
+        ({"bottleneck": {"at": {"until": 0}}}, "until.*fraction of the training"),
+        ({"bottleneck": {"at": {"until": 1.5}}}, "until.*fraction of the training"),
+        ({"bottleneck": {"at": {"until": True}}}, "until.*fraction of the training"),
         ({"bottleneck": {"at": {"p": "2"}}}, "must be of type"),
         ({"bottleneck": {"at": {"p": -1}}}, "nnunet_kd.losses.bottleneck.at"),
         ({"logits": {"cwd-logits": {"temperature": 0.0}}}, "nnunet_kd.losses.logits.cwd-logits"),

@@ -97,6 +97,17 @@ def test_the_ramp_starts_the_weights_at_zero():
     assert early["cwd-logits@logits"][0] == pytest.approx(0.5 * LOSSES["cwd-logits"].weight)
 
 
+def test_until_takes_the_weight_back_to_zero():
+    losses = {"logits": {"dml": {"weight": 2.0, "until": 0.8}, "cwd-logits": {"weight": 3.0}}}
+    distiller, student, data, onehot = setup("kd", losses=losses, terms={"kd": None})
+    weights = []
+    for progress in (0.0, 0.2, 0.6, 0.8, 0.9):
+        _, terms = run(distiller, student, data, onehot, progress=progress)
+        assert terms["dml@logits"][1] > 0 and terms["cwd-logits@logits"][0] == 3.0
+        weights.append(terms["dml@logits"][0])
+    assert weights == pytest.approx([2.0, 1.5, 0.5, 0.0, 0.0])
+
+
 @pytest.mark.parametrize("target", ["anchor", "view"])
 def test_who_the_teacher_sees(target):
     losses = {"logits": {"dist": {"target": target}}, "bottleneck": {"at": {"target": target}}}

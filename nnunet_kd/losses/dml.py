@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from nnunet_kd.losses.channels import check_logits
+from nnunet_kd.losses.labels import resize_labels
 from nnunet_kd.losses.precision import full_precision
 
 _SMOOTH = 1.0  # pixels in the denominator: a class of which neither network sees as much as a pixel hardly counts
@@ -40,13 +41,20 @@ class DML(nn.Module):
 
     @full_precision
     def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """Logits `(B, C, *S)` of student and teacher (detached) -> scalar in [0, 1]; ``target`` is not read.
+        """Logits `(B, C, *S)` of student and teacher (detached) -> scalar in [0, 1].
+
+        Args:
+            target: integer labels `(B, *S)`, of which only the negative ones are read: pixels that are not annotated are left
+                out, as in nnU-Net's Dice. None: all pixels count.
 
         Raises:
             ValueError: shapes that differ.
         """
         check_logits(student, teacher)
         s, t = self._predict(student), self._predict(teacher.detach())
+        if target is not None:
+            annotated = (resize_labels(target, student.shape[2:]).flatten(1) >= 0).unsqueeze(1).to(s.dtype)
+            s, t = s * annotated, t * annotated
         return ((s - t).abs().sum(2) / ((s + t).sum(2) + _SMOOTH)).mean()
 
     def _predict(self, logits: Tensor) -> Tensor:
