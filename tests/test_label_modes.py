@@ -33,9 +33,9 @@ def _of_both(*parts: str) -> list[str]:
 # what a preset reports in a step of its warm-up, of ACT, and while it distils
 EXPECTED = {
     "nnUNetTrainerGKD": (
-        ["kd", "dml@logits", "act_autoencoder"],
-        ["kd", "dml@logits", *_of_both("reconstruction", "semantic")],
-        ["kd", "dml@logits", *_of_both("reconstruction", "semantic")],
+        ["kd", "act_autoencoder"],
+        ["kd", *_of_both("reconstruction", "semantic")],
+        ["kd", *_of_both("reconstruction", "semantic")],
     ),
     "nnUNetTrainerGKDPaper": (
         ["act_autoencoder"],
