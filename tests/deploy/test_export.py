@@ -28,6 +28,7 @@ def student(tiny_dataset, tiny_teacher, train) -> Path:
     planned = plan_student(tiny_dataset.id, "2d", str(tiny_teacher.resolve()), features=[4, 8, 16], iterations=2)
     plans = json.loads(planned.file.read_text())
     plans["nnunet_kd"]["teacher"]["folder"] = str(tiny_teacher.resolve())
+    plans["nnunet_kd"]["losses"] = {"logits": {"dml": {}}}
     planned.file.write_text(json.dumps(plans))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_extTrainer", str(trainers_path()))
