@@ -111,14 +111,18 @@ def _read(place: str, name: str, options: Any, where: str) -> LossSetting:
         raise KDError(f'"{where}": {fix}')
     own = dict(options)
     weight, target, until = own.pop("weight", loss.weight), own.pop("target", "view"), own.pop("until", None)
-    if not isinstance(weight, int | float) or isinstance(weight, bool) or not 1e-9 <= weight <= 1e9:
+    if not _number_in(weight, 1e-9, 1e9):
         raise KDError(f'"{where}.weight" is {weight!r}, it must be a number in [1e-09, 1e+09]')
     if target not in ("anchor", "view"):
         raise KDError(f'"{where}.target" is {target!r}, use one of anchor, view')
-    if until is not None and (not isinstance(until, int | float) or isinstance(until, bool) or not 1e-3 <= until <= 1):
+    if until is not None and not _number_in(until, 1e-3, 1):
         raise KDError(f'"{where}.until" is {until!r}, it must be a fraction of the training in [0.001, 1], or null')
     _check_options(loss, own, where)
     return LossSetting(place, name, float(weight), target, own, until)
+
+
+def _number_in(value: Any, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def takes_pairs(loss: type) -> bool:
