@@ -174,6 +174,7 @@ class Distiller:
         mask: torch.Tensor | None,
         progress: float,
         labels: torch.Tensor | None = None,
+        iteration: int = 0,
     ) -> Step:
         """Draw the views and run the teacher.
 
@@ -182,6 +183,7 @@ class Distiller:
             onehot: annotation ``(B, L, *S)`` for the P-SAE.
             mask: ``(B, 1, *S)``, True where annotated; None without an ignore label.
             labels: class numbers ``(B, *S)`` for the losses between stages, -1 where not annotated.
+            iteration: number of the step since the training began, for terms that leave steps out.
 
         Raises:
             SkipStep: NaN or Inf in what the teacher says.
@@ -190,7 +192,7 @@ class Distiller:
         # a part that reads a share of the batch takes the first of a random order: nnU-Net puts forced foreground last
         order = torch.randperm(len(data), generator=self.generator, device=data.device)
         everything = torch.cat([data, *views]) if views else data
-        step = Step(everything, len(views), self.phase(progress), progress, order, onehot, mask, labels)
+        step = Step(everything, len(views), self.phase(progress), progress, order, onehot, mask, labels, iteration)
         kd, features_read = self.config.terms.kd, self.needs_features_in(step.phase)
         if self.teacher is None or not (kd or features_read or self.pair_losses is not None):
             return step

@@ -39,10 +39,13 @@ class MSANTerms:
                 term = getattr(terms, name)
                 if term is not None:
                     found[name] = (1.0, self._graph(graph, term, vectors, step))
-        if terms.cross is not None and terms.cross.ts:
-            found["cross_ts"] = (terms.cross.ts, self._cross_ts(terms.cross, step))
-        if terms.cross is not None and terms.cross.st:
-            found["cross_st"] = (terms.cross.st, self._cross_st(terms.cross, step, teacher))
+        cross = terms.cross
+        every = (cross and cross.every) or 1
+        if cross is not None and step.iteration % every == 0:
+            if cross.ts:
+                found["cross_ts"] = (every * cross.ts, self._cross_ts(cross, step))
+            if cross.st:
+                found["cross_st"] = (every * cross.st, self._cross_st(cross, step, teacher))
         return found
 
     def _graph(self, graph, term: Graph, vectors: dict[str, list[torch.Tensor]], step: Step) -> torch.Tensor:

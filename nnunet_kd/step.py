@@ -19,6 +19,7 @@ class Step:
     onehot: torch.Tensor | None = None
     mask: torch.Tensor | None = None
     labels: torch.Tensor | None = None
+    iteration: int = 0
     teacher_features: list[torch.Tensor] | None = None
     teacher_logits: torch.Tensor | None = None
     frequencies: torch.Tensor | None = None

@@ -115,13 +115,18 @@ class Graph:
 
 @dataclass(frozen=True)
 class Cross:
-    """DICD. ``views``: "same" (both networks on the anchor) or "cross" (student on a view, teacher on the anchor)."""
+    """DICD. ``views``: "same" (both networks on the anchor) or "cross" (student on a view, teacher on the anchor).
+
+    ``share`` is the part of the batch's patches it reads, at least one; ``every`` n: on every n-th step only, n times as heavy
+    (every step unless given).
+    """
 
     weight: float = 1.0
     ts: float = 1.0
     st: float = 1.0
     views: str = "same"
     share: float = 1.0
+    every: int | None = None
     balance: float = 0.0
 
     def check(self) -> None:
@@ -129,6 +134,8 @@ class Cross:
         in_range(self, 0, 1e4, "ts", "st")
         in_range(self, 0, 1, "balance")
         in_range(self, 1e-3, 1, "share")
+        if self.every is not None:
+            at_least(self, 1, "every")
         one_of(self, ("same", "cross"), "views")
         if self.ts + self.st == 0:
             raise KDError(f'"{SECTION}.terms.cross": ts and st are both 0; raise one or set "cross" to null')

@@ -139,12 +139,13 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         data = batch["data"].to(self.device, non_blocking=True)
         target = [t.to(self.device, non_blocking=True) for t in _as_list(batch["target"])]
         progress = (self.current_epoch + self._iteration / self.num_iterations_per_epoch) / self.num_epochs
+        iteration = self.current_epoch * self.num_iterations_per_epoch + self._iteration
         self._iteration += 1
         read, distiller = self.annotations, self.distiller
         onehot = read.onehot(target[0]) if distiller.needs_onehot else None
         labels = read.classes(target[0]) if distiller.pair_losses is not None else None
         with self._autocast:
-            step = distiller.prepare(data, onehot, read.mask(target[0]), progress, labels)
+            step = distiller.prepare(data, onehot, read.mask(target[0]), progress, labels, iteration)
         all_views = self.kd.views is not None and self.kd.views.student_loss == "all"
         times = step.views + 1 if all_views else 1
         sees_views = all_views or self.kd.terms.kd is not None or labels is not None or distiller.needs_features_in(step.phase)

@@ -43,6 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check(o)
         rows = [Row(preset, {}) for preset in o.presets] + [_variant(*pair) for pair in o.settings]
+        _check_every(rows, o)
         with bench_folders(o) as (plans, dataset_json):
             if o.peak_of is not None:
                 print(json.dumps(_own_peak(Trainers(o, plans, dataset_json), rows[o.peak_of])))
@@ -78,6 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; cuda only, where it is the default")
     p.add_argument("--threads", type=int, default=1, help="of torch on the CPU (1)")
     p.add_argument("--rounds", type=int, default=20, help="steps measured per row (20)")
+    p.add_argument("--steps", type=int, default=1, help="steps in a row of which a round takes the mean (1); as many as the "
+                                                        '"every" of a term that leaves steps out')  # fmt: skip
     p.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's CPU time, for a busy machine")
     p.add_argument("--where", action="store_true", help="a second table: views, teacher, every term, ACT")
     p.add_argument("--memory", action="store_true", help="peak memory, of each row in a process of its own")
@@ -93,7 +96,7 @@ def _check(o: argparse.Namespace) -> None:
             raise KDError(f'unknown preset "{preset}": use one of {", ".join(PRESETS)}')
     if len(o.patch) not in (2, 3):
         raise KDError(f"--patch has {len(o.patch)} numbers: give 2 or 3")
-    for name in ("batch", "threads", "rounds", "views"):
+    for name in ("batch", "threads", "rounds", "steps", "views"):
         if getattr(o, name) is not None and getattr(o, name) < 1:
             raise KDError(f"--{name} {getattr(o, name)} must be at least 1")
     for name in ("teacher", "student"):
@@ -117,6 +120,15 @@ def _variant(preset: str, text: str) -> Row:
     return Row(preset, settings)
 
 
+def _check_every(rows: list[Row], o: argparse.Namespace) -> None:
+    for row in rows:
+        every = ((row.settings.get("terms") or {}).get("cross") or {}).get("every") or 1
+        if every > 1 and o.where:
+            raise KDError(f"--where looks at single steps, and {row.name} leaves some out: measure it without --where")
+        if o.steps % every:
+            raise KDError(f"--steps {o.steps} is not a multiple of {row.name}'s every: give --steps {every}")
+
+
 def _measure(trainers: Trainers, rows: list[Row]) -> list[dict]:
     o = trainers.o
     jobs, made, figures = {}, [], []
@@ -134,7 +146,7 @@ def _measure(trainers: Trainers, rows: list[Row]) -> list[dict]:
             if (teacher, decoded) not in jobs:
                 data = trainers.batch(trainer, teacher)["data"]
                 jobs[teacher, decoded] = partial(_teacher_forward, trainer, data, decoded)
-    spent = take_turns(jobs, o.rounds, 2 if o.device == "cpu" else 10, o.device, o.clock)
+    spent = take_turns(jobs, o.rounds, 2 if o.device == "cpu" else 10, o.device, o.clock, o.steps)
     nothing = [0.0] * o.rounds
     for i, (row, (trainer, batch, student, teacher, logits)) in enumerate(zip(rows, made, strict=True)):
         plain = spent["plain", student]

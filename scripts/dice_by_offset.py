@@ -7,6 +7,9 @@ decides). The table gives per model and domain the Dice at 0, at the offset with
 (chosen for each model, with annotations of the source alone), and at the best of the domain's own, which no one knows in
 practice. Models whose folders differ in `_seedN` only are averaged, each with its own offset. Dice inside the field of view,
 mean over cases, nnU-Net's sliding window with mirroring.
+
+With `--levels 0.79 0.795` a second table: the highest Dice on the other domains that an offset gives as long as the first
+domain's Dice (its home) stays at or above the level. Methods that differ in their working point only are level there.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ def main() -> None:
     parser.add_argument("--source", required=True, help="where the offset is chosen")
     parser.add_argument("--domain", action="append", required=True, dest="domains", help="where Dice is reported; repeat")
     parser.add_argument("-f", "--folds", nargs="+", help="default: all that are trained, averaged")
+    parser.add_argument("--levels", nargs="+", type=float, metavar="DICE", help="Dice to keep on the first domain")
     parser.add_argument("-o", "--output", type=Path, required=True, help="all numbers, as JSON; models in it are not run again")
     o = parser.parse_args()
     try:
@@ -53,7 +57,10 @@ def main() -> None:
             write_json(o.output, {"offsets": OFFSETS.tolist(), "models": kept})
     except KDError as error:
         raise SystemExit(f"error: {error}") from None
-    print(table({m.name: kept[m.name] for m in o.models}, domains[0].name, [d.name for d in domains[1:]]))
+    models, names = {m.name: kept[m.name] for m in o.models}, [d.name for d in domains[1:]]
+    print(table(models, domains[0].name, names))
+    if o.levels:
+        print("\n" + table_by_level(models, names[0], names[1:], o.levels))
 
 
 def curves(folder: Path, domain: Domain, folds: Sequence[str] | None = None) -> Curves:
@@ -89,11 +96,8 @@ def dice_at(foreground: np.ndarray, truth: np.ndarray, offsets: Sequence[float] 
 
 def table(models: Mapping[str, Mapping[str, Curves]], source: str, domains: Sequence[str]) -> str:
     """Markdown: Dice at offset 0 / at the source's offset / at the domain's best, mean over the seeds of a method."""
-    methods: dict[str, list[str]] = {}
-    for name in models:
-        methods.setdefault(re.sub(r"_seed\d+$", "", name), []).append(name)
     rows = [["model", "seeds", "offset by the source", *domains]]
-    for method, names in methods.items():
+    for method, names in _methods(models).items():
         chosen = [int(_mean(models[n][source]).argmax()) for n in names]
         cells = []
         for domain in domains:
@@ -104,6 +108,35 @@ def table(models: Mapping[str, Mapping[str, Curves]], source: str, domains: Sequ
         offsets = ", ".join(f"{OFFSETS[i]:+.2f}" for i in chosen)
         rows.append([method, str(len(names)), offsets, *cells])
     return markdown_table(rows)
+
+
+def table_by_level(
+    models: Mapping[str, Mapping[str, Curves]], home: str, others: Sequence[str], levels: Sequence[float]
+) -> str:
+    """Markdown: the highest Dice on the other domains at offsets that keep home's Dice, both as means over the seeds."""
+    rows = [["model", f"best on {home}", *(f"{other}, {home} at least {level:g}" for other in others for level in levels)]]
+    for method, names in _methods(models).items():
+        at_home = _fine(np.mean([_mean(models[n][home]) for n in names], axis=0))
+        cells = [f"{at_home.max():.4f}"]
+        for other in others:
+            elsewhere = _fine(np.mean([_mean(models[n][other]) for n in names], axis=0))
+            reached = [elsewhere[at_home >= level] for level in levels]
+            cells += [f"{values.max():.4f}" if len(values) else "never" for values in reached]
+        rows.append([method, *cells])
+    return markdown_table(rows)
+
+
+def _methods(models: Mapping[str, object]) -> dict[str, list[str]]:
+    """Names of the models of every method: those that differ in the seed only."""
+    methods: dict[str, list[str]] = {}
+    for name in models:
+        methods.setdefault(re.sub(r"_seed\d+$", "", name), []).append(name)
+    return methods
+
+
+def _fine(curve: np.ndarray) -> np.ndarray:
+    """A curve over the offsets, with straight lines between them."""
+    return np.interp(np.linspace(OFFSETS[0], OFFSETS[-1], 1601), OFFSETS, curve)
 
 
 def _mean(curves: Curves) -> np.ndarray:

@@ -36,9 +36,9 @@ def setup(preset: str, dims: int = 2, regions: bool = False, batch: int = 2, sup
     return distiller, student, data, onehot
 
 
-def run(distiller, student, data, onehot, progress=LATE, mask=None):
+def run(distiller, student, data, onehot, progress=LATE, mask=None, iteration=0):
     """The step's tensors and terms; the student's features are kept as the trainer keeps them."""
-    step = distiller.prepare(data, onehot, mask, progress, onehot.argmax(1))
+    step = distiller.prepare(data, onehot, mask, progress, onehot.argmax(1), iteration)
     tap = StageTap(student, decoder=distiller.needs_decoder_stages)
     tap.enabled = True
     output = student(step.data)

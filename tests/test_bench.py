@@ -97,6 +97,12 @@ def test_settings_make_rows_of_their_own_and_views_sets_k_for_all(step):
     assert "cross_st" not in list(figures.values())[2]["where_ms"]
 
 
+def test_a_term_that_leaves_steps_out_is_measured_over_as_many_steps(step):
+    options = ("--presets", "cross", "--steps", "4", "--settings", "cross", '{"terms": {"cross": {"every": 4}}}')
+    whole, sparse = step(*FLAT, "--rounds", "5", *options).values()
+    assert sparse["step_ms"]["median"] < 0.9 * whole["step_ms"]["median"]
+
+
 def test_three_dimensions_a_field_of_view_and_bfloat16(step):
     options = ("--patch", "8", "16", "16", "--field-of-view", "--cpu-precision", "bfloat16", "--rounds", "1")
     figures = step(*TINY, *options, "--presets", "cross-view")
@@ -133,6 +139,8 @@ def test_peak_memory_is_that_of_a_process_of_its_own(bench, monkeypatch):
         (["--patch", "18", "18"], "multiples of 4"),
         (["--student-features", "4", "8"], "at least 3 numbers"),
         (["--rounds", "0"], "at least 1"),
+        (["--settings", "cross", '{"terms": {"cross": {"every": 2}}}'], "give --steps 2"),
+        (["--steps", "2", "--where", "--settings", "cross", '{"terms": {"cross": {"every": 2}}}'], "without --where"),
         (["--compile"], "never compiles on a CPU"),
     ],
 )

@@ -52,6 +52,7 @@ BAD = [
     ({"terms": {"intra": {"form": "cubic"}}}, "form"),
     ({"terms": {"cross": {"ts": 0, "st": 0}}}, "both 0"),
     ({"terms": {"cross": {"views": "some"}}}, "views"),
+    ({"terms": {"cross": {"every": 0}}}, "every.* is 0, it must be at least 1"),
     ({"views": None}, "need views"),
     ({"ramp": 2}, "ramp"),
     ({"teacher": None}, "teacher.*missing"),

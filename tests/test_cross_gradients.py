@@ -11,8 +11,8 @@ DIMS_AND_BATCH = [(2, 1), (2, 2), (3, 1), (3, 2)]
 VIEWS = ["same", "cross"]
 
 
-def cross(dims=2, batch=2, views="same", share=1.0, stages=("bottleneck",), **options):
-    term = {"weight": 1.0, "views": views, "share": share}
+def cross(dims=2, batch=2, views="same", share=1.0, stages=("bottleneck",), every=None, **options):
+    term = {"weight": 1.0, "views": views, "share": share, "every": every}
     section = {"msan": {"stages": list(stages)}, "terms": {"cross": term}}
     return setup("cross", dims, batch=batch, **section, **options)
 
@@ -81,6 +81,17 @@ def test_a_share_reads_the_rows_it_says(views):
 def test_a_small_share_reads_one_patch_at_least():
     distiller, student, data, onehot = cross(batch=2, share=0.01)
     assert len(run(distiller, student, data, onehot)[0].share(0.01)) == 1
+
+
+@pytest.mark.parametrize("views", VIEWS)
+def test_every_third_step_counts_three_times(views):
+    distiller, student, data, onehot = cross(views=views)
+    weights = {n: w for n, (w, _) in run(distiller, student, data, onehot)[1].items()}
+    assert set(weights) == {"cross_ts", "cross_st"}
+    sparse, *_ = cross(views=views, every=3)
+    found = [{n: w for n, (w, _) in run(sparse, student, data, onehot, iteration=i)[1].items()} for i in range(7)]
+    assert [bool(terms) for terms in found] == [True, False, False, True, False, False, True]
+    assert all(terms[n] == 3 * w for terms in found[::3] for n, w in weights.items())
 
 
 @pytest.mark.parametrize(("dims", "batch"), DIMS_AND_BATCH)

@@ -41,6 +41,25 @@ def test_the_source_chooses_for_every_seed(script):
     assert row == "| a | 2 | +0.25, +0.00 | 0.6800 / 0.6850 / 0.7000 |"
 
 
+def test_at_equal_dice_at_home_a_mere_offset_is_worth_nothing(script):
+    count = len(script.OFFSETS)
+
+    def curve(best: int, height: float) -> list[float]:
+        return [height - 0.01 * abs(i - best) for i in range(count)]
+
+    def model(shift: int, gain: float) -> dict:
+        return {"H": {"x": curve(8 - shift, 0.8)}, "T": {"y": curve(11 - shift, 0.7 + gain)}}
+
+    models = {"plain_seed0": model(0, 0.0), "readier_seed0": model(2, 0.0), "better_seed0": model(1, 0.03)}
+    lines = script.table_by_level(models, "H", ["T"], [0.79, 0.795, 0.9]).splitlines()
+    # one offset off the best at home is one nearer to the other's best: 0.7 - 0.02; half of it: 0.7 - 0.025
+    assert lines[2:] == [
+        "| plain | 0.8000 | 0.6800 | 0.6750 | never |",
+        "| readier | 0.8000 | 0.6800 | 0.6750 | never |",
+        "| better | 0.8000 | 0.7100 | 0.7050 | never |",
+    ]
+
+
 def test_a_trained_model_from_the_command_line(script, tiny_dataset, tiny_teacher, tmp_path, monkeypatch, capsys):
     """At offset 0 as stock nnU-Net, and what was measured is kept."""
     from nnunet_kd.evaluation.domains import evaluate_predictions, parse_domain

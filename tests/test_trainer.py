@@ -128,6 +128,20 @@ def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainer_n
             assert same(a, b)
 
 
+def test_a_term_that_leaves_steps_out_counts_on_through_epochs_and_resuming(tiny_teacher):
+    schedule = {"epochs": 10, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "save_every": 1}
+    plans = student(tiny_teacher, "KDevery", schedule=schedule, terms={"cross": {"every": 4}})
+    first = make("nnUNetTrainerGKDCrossView", plans)
+    first.on_train_start()
+    stopped(first, 5)
+    second = make("nnUNetTrainerGKDCrossView", plans, resume=True)
+    second.on_train_start()
+    stopped(second, 5)
+    logged = np.array(second.logger.local_logger.my_fantastic_logging["kd/cross_st"])
+    # steps 8, 12 and 16 of 20; ACT ends with step 5
+    assert np.flatnonzero(np.isfinite(logged)).tolist() == [4, 6, 8]
+
+
 def test_frozen_msans_do_not_change_after_act_and_joint_ones_do(tiny_teacher):
     for name, frozen in (("nnUNetTrainerGKDPaper", True), ("nnUNetTrainerGKDCrossView", False)):
         trainer = make(name, student(tiny_teacher, "KDfrozen"))

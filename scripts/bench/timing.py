@@ -25,12 +25,14 @@ def seconds(function: Callable[[], object], device: str = "cpu", clock: str = "w
     return now() - start
 
 
-def take_turns(jobs: dict, rounds: int, warm_up: int, device: str = "cpu", clock: str = "wall") -> dict[object, list[float]]:
-    """Seconds of every job in every round; the first ``warm_up`` rounds are not counted."""
+def take_turns(
+    jobs: dict, rounds: int, warm_up: int, device: str = "cpu", clock: str = "wall", times: int = 1
+) -> dict[object, list[float]]:
+    """Seconds of every job in every round, the mean of ``times`` calls; the first ``warm_up`` rounds are not counted."""
     spent = {name: [] for name in jobs}
     for i in range(warm_up + rounds):
         for name, job in jobs.items():
-            second = seconds(job, device, clock)
+            second = seconds(lambda job=job: [job() for _ in range(times)], device, clock) / times
             if i >= warm_up:
                 spent[name].append(second)
     return spent
