@@ -40,12 +40,15 @@ class MSANTerms:
                 if term is not None:
                     found[name] = (1.0, self._graph(graph, term, vectors, step))
         cross = terms.cross
-        every = (cross and cross.every) or 1
-        if cross is not None and step.iteration % every == 0:
-            if cross.ts:
-                found["cross_ts"] = (every * cross.ts, self._cross_ts(cross, step))
-            if cross.st:
-                found["cross_st"] = (every * cross.st, self._cross_st(cross, step, teacher))
+        if cross is None:
+            return found
+        every = cross.every or 1
+        if step.iteration % every:
+            return found
+        if cross.ts:
+            found["cross_ts"] = (every * cross.ts, self._cross_ts(cross, step))
+        if cross.st:
+            found["cross_st"] = (every * cross.st, self._cross_st(cross, step, teacher))
         return found
 
     def _graph(self, graph, term: Graph, vectors: dict[str, list[torch.Tensor]], step: Step) -> torch.Tensor:

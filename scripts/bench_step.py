@@ -43,7 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _check(o)
         rows = [Row(preset, {}) for preset in o.presets] + [_variant(*pair) for pair in o.settings]
-        _check_every(rows, o)
         with bench_folders(o) as (plans, dataset_json):
             if o.peak_of is not None:
                 print(json.dumps(_own_peak(Trainers(o, plans, dataset_json), rows[o.peak_of])))
@@ -120,13 +119,14 @@ def _variant(preset: str, text: str) -> Row:
     return Row(preset, settings)
 
 
-def _check_every(rows: list[Row], o: argparse.Namespace) -> None:
-    for row in rows:
-        every = ((row.settings.get("terms") or {}).get("cross") or {}).get("every") or 1
-        if every > 1 and o.where:
-            raise KDError(f"--where looks at single steps, and {row.name} leaves some out: measure it without --where")
-        if o.steps % every:
-            raise KDError(f"--steps {o.steps} is not a multiple of {row.name}'s every: give --steps {every}")
+def _check_every(row: Row, trainer, o: argparse.Namespace) -> None:
+    cross = trainer.kd.terms.cross
+    if cross is None or cross.every is None:
+        return
+    if cross.every > 1 and o.where:
+        raise KDError(f"--where looks at single steps, and {row.name} leaves some out: measure it without --where")
+    if o.steps % cross.every:
+        raise KDError(f"--steps {o.steps} is not a multiple of {row.name}'s every: give --steps {cross.every}")
 
 
 def _measure(trainers: Trainers, rows: list[Row]) -> list[dict]:
@@ -134,6 +134,7 @@ def _measure(trainers: Trainers, rows: list[Row]) -> list[dict]:
     jobs, made, figures = {}, [], []
     for row in rows:
         trainer = trainers.make(row)
+        _check_every(row, trainer, o)
         batch = trainers.batch(trainer, o.batch)
         student, features, logits = _rows_read(trainer, batch)
         teacher = max(features, logits)

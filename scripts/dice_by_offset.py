@@ -116,13 +116,10 @@ def table_by_level(
     """Markdown: the highest Dice on the other domains at offsets that keep home's Dice, both as means over the seeds."""
     rows = [["model", f"best on {home}", *(f"{other}, {home} at least {level:g}" for other in others for level in levels)]]
     for method, names in _methods(models).items():
-        at_home = _fine(np.mean([_mean(models[n][home]) for n in names], axis=0))
-        cells = [f"{at_home.max():.4f}"]
-        for other in others:
-            elsewhere = _fine(np.mean([_mean(models[n][other]) for n in names], axis=0))
-            reached = [elsewhere[at_home >= level] for level in levels]
-            cells += [f"{values.max():.4f}" if len(values) else "never" for values in reached]
-        rows.append([method, *cells])
+        dice = {domain: _fine(np.mean([_mean(models[n][domain]) for n in names], axis=0)) for domain in (home, *others)}
+        reached = [dice[other][dice[home] >= level] for other in others for level in levels]
+        cells = [f"{values.max():.4f}" if len(values) else "never" for values in reached]
+        rows.append([method, f"{dice[home].max():.4f}", *cells])
     return markdown_table(rows)
 
 

@@ -140,6 +140,7 @@ def test_peak_memory_is_that_of_a_process_of_its_own(bench, monkeypatch):
         (["--student-features", "4", "8"], "at least 3 numbers"),
         (["--rounds", "0"], "at least 1"),
         (["--settings", "cross", '{"terms": {"cross": {"every": 2}}}'], "give --steps 2"),
+        (["--settings", "cross", '{"terms": [1]}'], "must be an object with keys"),
         (["--steps", "2", "--where", "--settings", "cross", '{"terms": {"cross": {"every": 2}}}'], "without --where"),
         (["--compile"], "never compiles on a CPU"),
     ],

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,11 @@ def script():
     return module
 
 
+def peak(count: int, best: int, height: float) -> list[float]:
+    """A curve over ``count`` offsets that falls by a hundredth per offset on both sides of its best."""
+    return [height - 0.01 * abs(i - best) for i in range(count)]
+
+
 def test_dice_by_hand(script):
     probabilities, truth = np.array([0.9, 0.6, 0.45, 0.1]), np.array([True, True, True, False])
     # 0: marks two of three; +1 (above 0.269): all three; -1 (above 0.731): one; +4 (above 0.018): the false one too
@@ -27,11 +33,7 @@ def test_dice_by_hand(script):
 
 
 def test_the_source_chooses_for_every_seed(script):
-    middle, count = len(script.OFFSETS) // 2, len(script.OFFSETS)
-
-    def curve(best: int, height: float) -> list[float]:
-        return [height - 0.01 * abs(i - best) for i in range(count)]
-
+    middle, curve = len(script.OFFSETS) // 2, partial(peak, len(script.OFFSETS))
     models = {
         "a_seed0": {"S": {"x": curve(middle + 1, 0.8)}, "T": {"y": curve(middle + 2, 0.7)}},
         "a_seed1": {"S": {"x": curve(middle, 0.8)}, "T": {"y": curve(middle + 2, 0.7)}},
@@ -42,10 +44,7 @@ def test_the_source_chooses_for_every_seed(script):
 
 
 def test_at_equal_dice_at_home_a_mere_offset_is_worth_nothing(script):
-    count = len(script.OFFSETS)
-
-    def curve(best: int, height: float) -> list[float]:
-        return [height - 0.01 * abs(i - best) for i in range(count)]
+    curve = partial(peak, len(script.OFFSETS))
 
     def model(shift: int, gain: float) -> dict:
         return {"H": {"x": curve(8 - shift, 0.8)}, "T": {"y": curve(11 - shift, 0.7 + gain)}}
