@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
 
 from nnunet_kd import ranks
+from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.errors import KDError
 from nnunet_kd.guard import all_finite, skip_if
 from nnunet_kd.losses import decoded_consistency, gather_with_gradient, reconstruction, regularisation, view_consistency
@@ -21,6 +23,7 @@ from nnunet_kd.stages import StagePair, StageTable, decode, swap
 from nnunet_kd.term_settings import ACT, MSAN
 
 NETWORKS = ("teacher", "student")
+_AUTOENCODER = "autoencoder."  # in a checkpoint's names
 
 
 class Alignment(nn.Module):
@@ -63,6 +66,26 @@ class Alignment(nn.Module):
         if act.semantic > 0 and num_labels > 0:
             self.autoencoder = SemanticAutoencoder(num_labels, len(patch_size), msan.dim, regions=regions)
         self.requires_grad_(False)
+
+    def load_autoencoder(self, file: Path) -> None:
+        """Take over the P-SAE, statistics included, from the checkpoint of an earlier training.
+
+        Raises KDError if the file is no checkpoint, holds no P-SAE, or one of other labels, dimensions or length.
+        """
+        kept = load_checkpoint(file).get("nnunet_kd", {}).get("distiller", {}).get("alignment", {})
+        state = {k.removeprefix(_AUTOENCODER): v for k, v in kept.items() if k.startswith(_AUTOENCODER)}
+        if not state:
+            raise KDError(
+                f'"nnunet_kd.act.autoencoder": {file} holds no semantic autoencoder; name the checkpoint of a training with '
+                'MSANs and "semantic" above 0, such as nnUNetTrainerGKD\'s'
+            )
+        own = self.autoencoder.state_dict()
+        if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in own.items()}:
+            raise KDError(
+                f'"nnunet_kd.act.autoencoder": that of {file} was trained for other labels, another msan.dim or other spatial '
+                "dimensions; name one of the same, or remove the key to train one"
+            )
+        self.autoencoder.load_state_dict(state)
 
     def encode(self, network: str, features: list[torch.Tensor]) -> list[torch.Tensor]:
         """Semantic vectors ``(B, d)``, one per paired stage. Gradients reach the features, not the MSAN."""
@@ -107,9 +130,12 @@ class AlignmentTrainer:
             self.autoencoder_optimizer = torch.optim.AdamW(alignment.autoencoder.parameters(), lr=act.lr, weight_decay=1e-4)
 
     def autoencoder_step(self, onehot: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, float]:
-        """Train the P-SAE on annotations ``(B, L, *S)`` and keep the statistics its vectors are standardised by."""
+        """Train the P-SAE on annotations ``(B, L, *S)`` and keep the statistics its vectors are standardised by.
+
+        One that was loaded stays as it is.
+        """
         autoencoder = self.alignment.autoencoder
-        if autoencoder is None:
+        if autoencoder is None or self.alignment.act.autoencoder is not None:
             return {}
         with _training(autoencoder):
             loss = autoencoder.loss(onehot, mask)

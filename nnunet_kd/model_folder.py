@@ -56,11 +56,11 @@ class ModelFolder:
 
 
 def resolve_folder(folder: str | Path) -> Path:
-    """An absolute path, or one relative to nnUNet_results (tried first) or to the current folder."""
+    """An absolute path, or one relative to nnUNet_results (tried first) or to the current folder; of a file likewise."""
     folder = Path(folder).expanduser()
     if folder.is_absolute():
         return folder
-    if nnUNet_results.is_set() and (Path(str(nnUNet_results)) / folder).is_dir():
+    if nnUNet_results.is_set() and (Path(str(nnUNet_results)) / folder).exists():
         return Path(str(nnUNet_results)) / folder
     return folder.resolve()
 

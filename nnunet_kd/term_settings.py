@@ -49,7 +49,11 @@ class MSAN:
 
 @dataclass(frozen=True)
 class ACT:
-    """Alignment Consistency Training. ``start`` and ``end`` are fractions of the training's epochs."""
+    """Alignment Consistency Training. ``start`` and ``end`` are fractions of the training's epochs.
+
+    ``autoencoder``: checkpoint of an earlier training whose P-SAE is taken over, relative to nnUNet_results or absolute;
+    without one it trains before ``start``.
+    """
 
     start: float = 0.1
     end: float = 0.3
@@ -60,6 +64,7 @@ class ACT:
     decoded: float = 1.0
     alignment: float = 0.0
     share: float = 1.0
+    autoencoder: str | None = None
 
     def check(self) -> None:
         in_range(self, 0, 1, "start", "end")
@@ -70,6 +75,8 @@ class ACT:
             raise KDError(f'"{SECTION}.act": end ({self.end}) must lie after start ({self.start})')
         if self.reconstruction + self.semantic + self.consistency + self.decoded + self.alignment == 0:
             raise KDError(f'"{SECTION}.act": all weights are 0, so the MSAN would never train; raise one')
+        if self.autoencoder is not None and not self.semantic:
+            raise KDError(f'"{SECTION}.act.autoencoder" is set but "semantic" is 0, so nothing reads it: remove it')
 
 
 @dataclass(frozen=True)

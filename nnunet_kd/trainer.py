@@ -99,6 +99,11 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             ).to(self.device)
             self._check_teacher_sees_no_validation_case()
             self.distiller.attach(self.teacher)
+        autoencoder = self.kd.act.autoencoder if self.kd.act is not None else None
+        if autoencoder is not None and self.current_epoch == 0:  # a continued training's checkpoint holds it
+            file = resolve_folder(autoencoder)
+            self.distiller.alignment.load_autoencoder(file)
+            self.print_to_log_file(f"semantic autoencoder of {file}, SHA-256 {sha256(file)}")
         super().on_train_start()
         if self.teacher is not None:
             self._teacher_digest = self.teacher.digest()

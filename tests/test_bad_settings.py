@@ -18,7 +18,7 @@ from nnunet_kd.losses.registry import LOSSES
 
 # any text names something: a folder, a file, a kind of network, a hash
 TEXTS = {"teacher.folder", "teacher.configuration", "teacher.checkpoint", "teacher.plans_hash", "teacher.stages.family",
-         "previous_stage"}  # fmt: skip
+         "previous_stage", "act.autoencoder"}  # fmt: skip
 OF_TYPE = {bool: True, int: 3, float: 1.5, str: "x", list: [1], dict: {"a": 1}}
 
 
