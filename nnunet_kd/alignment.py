@@ -67,6 +67,11 @@ class Alignment(nn.Module):
             self.autoencoder = SemanticAutoencoder(num_labels, len(patch_size), msan.dim, regions=regions)
         self.requires_grad_(False)
 
+    @property
+    def trains_autoencoder(self) -> bool:
+        """Whether there is a P-SAE that the warm-up trains; a loaded one stays as it is."""
+        return self.autoencoder is not None and self.act.autoencoder is None
+
     def load_autoencoder(self, file: Path) -> None:
         """Take over the P-SAE, statistics included, from the checkpoint of an earlier training.
 
@@ -134,9 +139,9 @@ class AlignmentTrainer:
 
         One that was loaded stays as it is.
         """
-        autoencoder = self.alignment.autoencoder
-        if autoencoder is None or self.alignment.act.autoencoder is not None:
+        if not self.alignment.trains_autoencoder:
             return {}
+        autoencoder = self.alignment.autoencoder
         with _training(autoencoder):
             loss = autoencoder.loss(onehot, mask)
             _step(self.autoencoder_optimizer, loss, autoencoder, "the P-SAE's")

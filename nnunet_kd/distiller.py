@@ -136,8 +136,7 @@ class Distiller:
             keys += [f"act_semantic_{n}" for n in ("teacher", "student") if self.alignment.autoencoder is not None]
             keys += [f"act_decoded_{n}" for n in ("teacher", "student") if self.config.act.decoded]
             keys += ["act_alignment_student"] if self.config.act.alignment else []
-            trains = self.alignment.autoencoder is not None and self.config.act.autoencoder is None
-            keys += ["act_autoencoder"] if trains else []
+            keys += ["act_autoencoder"] if self.alignment.trains_autoencoder else []
         return keys
 
     def distribute(self, device_ids: list | None) -> None:

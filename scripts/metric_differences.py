@@ -23,15 +23,7 @@ from nnunet_kd.compare.statistics import Difference, Scores, paired_difference
 from nnunet_kd.text_tables import markdown_table
 
 METRICS = ("dice", "cldice", "nsd", "hd95", "assd")
-PERCENT = (
-    "dice",
-    "cldice",
-    "nsd",
-    "iou",
-    "sensitivity",
-    "specificity",
-    "accuracy",
-)  # differences in points
+PERCENT = ("dice", "cldice", "nsd", "iou", "sensitivity", "specificity", "accuracy")  # differences in points
 _SEED = re.compile(r"_seed(\d+)$")
 
 
@@ -45,7 +37,7 @@ def main() -> None:
     try:
         scores = read_scores(o.report, o.metrics)
         found = differences(scores, o.against, o.clusters)
-    except ValueError as error:
+    except (ValueError, OSError, re.error) as error:
         raise SystemExit(f"error: {error}") from None
     for domain, methods in scores.items():
         print(f"{domain}\n\n{table(methods, found[domain], o.metrics)}\n")

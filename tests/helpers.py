@@ -1,6 +1,9 @@
 """Small networks and plans sections that several tests share."""
 
 import copy
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 from torch import nn
@@ -14,6 +17,14 @@ TEACHER = {
         "input_channels": 1, "outputs": 2, "parameters": 1000,
     },
 }  # fmt: skip
+
+
+def load_script(name: str) -> ModuleType:
+    """scripts/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def plans(**section) -> dict:

@@ -1,23 +1,17 @@
 """scripts/dice_by_offset.py: a bias of the decision told apart from a better segmentation."""
 
-import importlib.util
 import json
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "dice_by_offset.py"
+from helpers import load_script
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("dice_by_offset", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("dice_by_offset")
 
 
 def peak(count: int, best: int, height: float) -> list[float]:

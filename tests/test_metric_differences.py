@@ -1,22 +1,16 @@
 """scripts/metric_differences.py: any metric of `nnunet-kd evaluate`, method against method over seeds."""
 
 import csv
-import importlib.util
 import json
 import sys
-from pathlib import Path
 
 import pytest
-
-SCRIPT = Path(__file__).parents[1] / "scripts" / "metric_differences.py"
+from helpers import load_script
 
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("metric_differences", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script("metric_differences")
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_it_is_taken_over_read_and_never_trained(tiny_teacher, trained, nnunet_f
     assert logged["kd/cross_ts"][-1] > 0
 
 
-def test_its_vectors_are_what_the_msans_are_drawn_to(tiny_teacher, trained, monkeypatch):
+def test_its_vectors_are_what_the_msans_are_drawn_to(tiny_teacher, trained):
     """Other vectors, other MSANs: the file is not only copied."""
     found = []
     for name, factor in (("KDread", 1.0), ("KDother", 2.0)):
@@ -108,7 +108,7 @@ def test_settings_that_contradict_it():
         read(start=0.0)
 
 
-def test_without_the_key_nothing_is_different(tiny_teacher):
+def test_without_the_key_it_trains_in_the_warm_up(tiny_teacher):
     trainer = make(NAME, student(tiny_teacher, "KDown", schedule=SHORT))
     trainer.on_train_start()
     before = {k: v.clone() for k, v in trainer.distiller.alignment.autoencoder.state_dict().items()}
