@@ -18,6 +18,8 @@ from nnunet_kd.loss_settings import LossSetting, read_losses
 from nnunet_kd.presets import PRESETS
 from nnunet_kd.term_settings import ACT, MSAN, Terms, Views
 
+UNDISTILLED = ("views", "msan", "act", "terms", "losses", "logit_adjustment")  # what preset "student" does not read
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -90,6 +92,8 @@ class Teacher:
 class Config:
     """One run. ``role`` is "teacher" for plans that only carry a schedule and a seed.
 
+    ``logit_adjustment``: how many logits the student's foreground stands lower in its losses than in its prediction, which
+    finds it that much more readily.
     ``previous_stage``: for the second stage of a cascade, the model folder whose predictions it reads, relative to
     nnUNet_results or absolute. Without it nnU-Net takes the folder of the same trainer and plans.
     """
@@ -106,6 +110,7 @@ class Config:
     act: ACT | None = None
     terms: Terms = field(default_factory=Terms)
     losses: dict | None = None
+    logit_adjustment: float | None = None
 
     @cached_property
     def loss_settings(self) -> list[LossSetting]:
@@ -125,6 +130,8 @@ class Config:
     def check(self) -> None:
         one_of(self, ("teacher", "student"), "role")
         in_range(self, 0, 1, "ramp")
+        if self.logit_adjustment is not None:
+            in_range(self, 0, 10, "logit_adjustment")
         if not 0 <= self.seed < 2**31:
             raise KDError(f'"{SECTION}.seed" is {self.seed}: use a whole number from 0 to 2147483647')
         if self.distils and self.teacher is None:
@@ -220,7 +227,7 @@ def read_config(plans: dict, trainer_preset: str | None, trainer_name: str) -> C
     merged["preset"] = preset
     if preset == "student":
         # the undistilled control shares the student's plans: the teacher stands there but is not used
-        merged = {k: v for k, v in merged.items() if k not in ("views", "msan", "act", "terms", "losses")}
+        merged = {k: v for k, v in merged.items() if k not in UNDISTILLED}
     config = build(Config, merged, SECTION)
     if config.need_alignment:
         config = dataclasses.replace(config, msan=config.msan or MSAN(), act=config.act or ACT())

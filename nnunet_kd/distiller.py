@@ -20,6 +20,7 @@ from nnunet_kd.config import Config
 from nnunet_kd.errors import KDError
 from nnunet_kd.guard import all_finite, skip_if
 from nnunet_kd.losses import (
+    adjusted_logits,
     balanced_logits,
     class_frequencies,
     logit_kd,
@@ -83,7 +84,7 @@ class Distiller:
                 self.alignment = Alignment(config.msan, config.act, pairs, tables, patch_size, num_outputs, regions)
             self.alignment.to(device)
             self.aligner = AlignmentTrainer(self.alignment)
-            self.msan_terms = MSANTerms(self.alignment, student, regions)
+            self.msan_terms = MSANTerms(self.alignment, student, regions, self.adjusted)
         self.pair_losses: PairLosses | None = None
         if config.loss_settings:
             with torch.random.fork_rng(devices=[]):
@@ -166,6 +167,10 @@ class Distiller:
         if since < 0:
             return 0.0
         return min(1.0, since / self.config.ramp) if self.config.ramp > 0 else 1.0
+
+    def adjusted(self, logits: torch.Tensor) -> torch.Tensor:
+        """The student's logits `(B, C, *S)` as its losses read them."""
+        return adjusted_logits(logits, self.config.logit_adjustment or 0.0, self.regions)
 
     def prepare(
         self,
@@ -295,7 +300,7 @@ class Distiller:
 
     def _kd(self, step: Step) -> torch.Tensor:
         settings = self.config.terms.kd
-        student, teacher, mask = step.student_logits, step.teacher_logits, step.mask
+        student, teacher, mask = self.adjusted(step.student_logits), step.teacher_logits, step.mask
         seen = student.shape[0] // step.batch
         teacher = rows_of(teacher, step.batch, seen, settings.target)
         if mask is not None:
@@ -307,7 +312,9 @@ class Distiller:
     def _between_stages(self, step: Step) -> dict[str, tuple[float, torch.Tensor]]:
         losses = self._distributed or self.pair_losses
         features = step.student_features or [], step.teacher_features or []
-        return losses(*features, step.student_logits, step.teacher_logits, step.labels, step.batch, step.progress)
+        return losses(
+            *features, self.adjusted(step.student_logits), step.teacher_logits, step.labels, step.batch, step.progress
+        )
 
     @property
     def _logits_of_views_read(self) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 
@@ -20,10 +22,15 @@ from nnunet_kd.term_settings import Cross, Graph, Terms
 
 
 class MSANTerms:
-    """The values of ``intra``, ``inter``, ``cross_ts`` and ``cross_st``, whichever are on."""
+    """The values of ``intra``, ``inter``, ``cross_ts`` and ``cross_st``, whichever are on.
 
-    def __init__(self, alignment: Alignment, student: nn.Module, regions: bool) -> None:
-        self.alignment, self.student, self.regions = alignment, student, regions
+    ``adjusted``: from the student's logits to those that its losses read.
+    """
+
+    def __init__(
+        self, alignment: Alignment, student: nn.Module, regions: bool, adjusted: Callable[[torch.Tensor], torch.Tensor]
+    ) -> None:
+        self.alignment, self.student, self.regions, self.adjusted = alignment, student, regions, adjusted
 
     def values(self, terms: Terms, step: Step, teacher: nn.Module) -> dict[str, tuple[float, torch.Tensor]]:
         """Values of the terms, each with its share of its setting's weight.
@@ -83,7 +90,7 @@ class MSANTerms:
             vectors = self.alignment.encode("teacher", [f[anchors] for f in step.teacher_features])
         rebuilt = self.alignment.reconstruct("student", vectors, features)
         crossed = decode(self.student, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
-        return self._against_teacher(cross, step, crossed, anchors)
+        return self._against_teacher(cross, step, self.adjusted(crossed), anchors)
 
     def _cross_st(self, cross: Cross, step: Step, teacher: nn.Module) -> torch.Tensor:
         """Student vectors through the TAN's headers into the teacher's decoder, with the teacher's anchor skips."""

@@ -11,6 +11,12 @@ class nnUNetTrainerGKD(nnUNetTrainerDistillation):
     preset = "default"
 
 
+class nnUNetTrainerGKDBalanced(nnUNetTrainerDistillation):
+    """Distillation of the logits on views with a balanced target: the most on other cameras' eye vessels, the least at home."""
+
+    preset = "balanced"
+
+
 class nnUNetTrainerGKDDice(nnUNetTrainerDistillation):
     """Distillation of the logits on views with a Dice loss: the most at home after a short training."""
 

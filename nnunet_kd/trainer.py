@@ -131,8 +131,12 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
     def _build_loss(self):
         plain = super()._build_loss()
 
+        def adjusted(output, target):
+            read = [self.distiller.adjusted(o) for o in _as_list(output)]
+            return plain(read if isinstance(output, list | tuple) else read[0], target)
+
         def loss(output, target):
-            return plain(output, target) if self._step is None else self._distillation_loss(plain, output, target)
+            return adjusted(output, target) if self._step is None else self._distillation_loss(adjusted, output, target)
 
         return loss
 

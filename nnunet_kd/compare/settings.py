@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.compare.yaml_file import build, checked_name, checked_values, filled, read_yaml
+from nnunet_kd.config import UNDISTILLED
 from nnunet_kd.errors import KDError
 from nnunet_kd.presets import PRESETS
 
-UNDISTILLED = ("views", "msan", "act", "terms", "losses")  # what preset "student" does not read
 OWN_KEYS = ("role", "preset", "seed", "teacher")  # what `settings` must leave to the file
 
 

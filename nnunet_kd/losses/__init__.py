@@ -1,6 +1,7 @@
 """One small file per term: plain tensors in, a scalar out; no configuration, no hooks, no nnU-Net."""
 
 from nnunet_kd.losses.act import decoded_consistency, reconstruction, regularisation, view_consistency
+from nnunet_kd.losses.adjustment import adjusted_logits
 from nnunet_kd.losses.attention import AT
 from nnunet_kd.losses.channels import match_channels
 from nnunet_kd.losses.cirkd import CIRKD, CIRKDMemory
@@ -36,6 +37,7 @@ __all__ = [
     "SKDPairwise",
     "SKDPairwise2x2",
     "SKDPixelwise",
+    "adjusted_logits",
     "balanced_logits",
     "class_frequencies",
     "class_prototypes",
