@@ -17,8 +17,8 @@ def adjusted_logits(logits: Tensor, adjustment: float, regions: bool = False) ->
     :math:`1 / (1 + e^a)` in place of 1/2 (0.38 at `a` = 0.5). That is in the trained weights; prediction needs nothing for it.
 
     Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, eq. 10, there with :math:`\tau \log \pi_c` for
-    each class. RECONSTRUCTION, ours: one constant for all foreground classes, chosen on the source (docs/results.md), which needs
-    no frequencies; the GKD paper has nothing of the kind.
+    each class. RECONSTRUCTION, ours: one constant for all foreground classes, which needs no frequencies, chosen on the source
+    (docs/results.md); the GKD paper has nothing of the kind.
 
     Args:
         logits: `(B, C, *S)`; channel 0 is the background, as everywhere in nnU-Net.
