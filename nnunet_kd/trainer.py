@@ -132,8 +132,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         plain = super()._build_loss()
 
         def adjusted(output, target):
-            read = [self.distiller.adjusted(o) for o in _as_list(output)]
-            return plain(read if isinstance(output, list | tuple) else read[0], target)
+            return plain(_each(self.distiller.adjusted, output), target)
 
         def loss(output, target):
             return adjusted(output, target) if self._step is None else self._distillation_loss(adjusted, output, target)
@@ -146,23 +145,23 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
 
     def _train_step(self, batch: dict) -> dict:
         data = batch["data"].to(self.device, non_blocking=True)
-        target = [t.to(self.device, non_blocking=True) for t in _as_list(batch["target"])]
+        target = _each(lambda t: t.to(self.device, non_blocking=True), batch["target"])
+        finest = _as_list(target)[0]
         progress = (self.current_epoch + self._iteration / self.num_iterations_per_epoch) / self.num_epochs
         iteration = self.current_epoch * self.num_iterations_per_epoch + self._iteration
         self._iteration += 1
         read, distiller = self.annotations, self.distiller
-        onehot = read.onehot(target[0]) if distiller.needs_onehot else None
-        labels = read.classes(target[0]) if distiller.pair_losses is not None else None
+        onehot = read.onehot(finest) if distiller.needs_onehot else None
+        labels = read.classes(finest) if distiller.pair_losses is not None else None
         with self._autocast:
-            step = distiller.prepare(data, onehot, read.mask(target[0]), progress, labels, iteration)
+            step = distiller.prepare(data, onehot, read.mask(finest), progress, labels, iteration)
         all_views = self.kd.views is not None and self.kd.views.student_loss == "all"
         times = step.views + 1 if all_views else 1
         sees_views = all_views or self.kd.terms.kd is not None or labels is not None or distiller.needs_features_in(step.phase)
-        repeated = [repeat_rows(t, times) for t in target]
         seen = {
             **batch,
             "data": step.data if sees_views else data,
-            "target": repeated if isinstance(batch["target"], list) else repeated[0],
+            "target": _each(lambda t: repeat_rows(t, times), target),
         }
         self._step, self._values = step, dict.fromkeys(self._log_keys, float("nan"))
         if self._tap is not None:
@@ -181,12 +180,10 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
 
     def _distillation_loss(self, plain, output, target) -> torch.Tensor:
         step = self._step
-        outputs = _as_list(output)
         rows = _as_list(target)[0].shape[0]
-        own = [o[:rows] for o in outputs]
-        total = plain(own if isinstance(output, list | tuple) else own[0], target)
+        total = plain(_each(lambda o: o[:rows], output), target)
         self._values["seg_loss"] = float(total.detach())
-        step.student_logits = outputs[0]
+        step.student_logits = _as_list(output)[0]
         if self._tap is not None:
             step.student_features = self._tap.take()
         read = {}
@@ -238,3 +235,8 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
 
 def _as_list(x) -> list:
     return list(x) if isinstance(x, list | tuple) else [x]
+
+
+def _each(function, x):
+    """``function`` of a head's tensor, or of each head's where deep supervision makes a list of them."""
+    return [function(part) for part in x] if isinstance(x, list | tuple) else function(x)
