@@ -20,6 +20,7 @@ from nnunet_kd.checkpoints import cannot_write, check_writable, load_checkpoint,
 from nnunet_kd.config import SECTION, read_config
 from nnunet_kd.errors import KDError, print_user_errors_in_one_line
 from nnunet_kd.guard import SkipStep, StepGuard, all_finite, require_finite
+from nnunet_kd.half_speed import bfloat16_warning
 from nnunet_kd.losses import full_precision
 from nnunet_kd.mixins import check_order
 from nnunet_kd.paths import require_environment
@@ -193,6 +194,8 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
             f"nnunet_kd: preset {self.kd.preset}, seed {self.kd.seed}, {schedule.epochs} epochs x "
             f"{schedule.iterations_per_epoch} iterations of {self.batch_size} patches"
         )
+        if self._half_on_cpu and (warning := bfloat16_warning()):
+            self.print_to_log_file(f"WARNING: {warning}")
 
     def on_epoch_end(self):
         # nnU-Net writes the latest checkpoint before it looks whether this epoch is the best: a training continued from it

@@ -18,6 +18,7 @@ from nnunet_kd.compare.planning import Comparison, Run, plan_comparison
 from nnunet_kd.compare.rows import read_rows, take_over_parts
 from nnunet_kd.compare.settings import CompareSettings
 from nnunet_kd.errors import KDError
+from nnunet_kd.half_speed import bfloat16_warning
 
 PAUSE = 5.0  # seconds between looks at what other workers have finished
 
@@ -37,6 +38,8 @@ def compare(settings: CompareSettings, dry_run: bool = False, jobs: int = 1, wor
     if dry_run:
         _list(comparison)
         return
+    if settings.cpu_precision == "bfloat16" and not worker and (warning := bfloat16_warning()):
+        _say(f"WARNING: {warning}")  # trainings write it to their own logs, where nobody looks while they run
     with _sigterm_as_interrupt():
         if jobs > 1:
             _start_workers(settings.file, jobs)
