@@ -25,6 +25,7 @@ from nnunet_kd.losses import (
     class_frequencies,
     logit_kd,
 )
+from nnunet_kd.mirroring import draw_mirrorings, mirrored_logits
 from nnunet_kd.msan_terms import MSANTerms
 from nnunet_kd.pair_losses import PairLosses
 from nnunet_kd.stages import StageTable, StageTap, decode, encode, pair_stages
@@ -146,7 +147,17 @@ class Distiller:
             self._distributed = nn.parallel.DistributedDataParallel(self.pair_losses, device_ids=device_ids)
 
     def attach(self, teacher: nn.Module) -> None:
-        """Give the distiller its teacher, once training starts."""
+        """Give the distiller its teacher (teacher.FrozenTeacher), once training starts.
+
+        Raises:
+            KDError: KD asks for more mirrorings than the teacher was trained with.
+        """
+        asked, known = self.config.terms.kd.mirrorings if self.config.terms.kd else None, len(teacher.mirrorings)
+        if asked and asked > known:
+            raise KDError(
+                f'"nnunet_kd.terms.kd.mirrorings" is {asked}, the teacher was trained with {known} mirrorings: '
+                + (f"write {known} or less" if known else "remove the key")
+            )
         self.teacher = teacher
         self._teacher_tap = StageTap(teacher.network, decoder=True) if self.needs_decoder_stages else None
 
@@ -215,12 +226,22 @@ class Distiller:
                 step.teacher_logits = decode(self.teacher.network, features)
             else:
                 step.teacher_logits = self.teacher(seen)
+            step.kd_target = self._mirrored(seen, step)
             # before a running mean or a memory takes them in
-            finite = all_finite([step.teacher_logits, *(step.teacher_features or [])])
+            finite = all_finite([step.teacher_logits, step.kd_target, *(step.teacher_features or [])])
             skip_if("" if finite else "the teacher's prediction is not finite", self.device)
             self._observe_frequencies(step)
         step.frequencies = self.frequencies
         return step
+
+    def _mirrored(self, seen: torch.Tensor, step: Step) -> torch.Tensor:
+        """What KD learns from: the teacher's logits, averaged over mirrored copies if the settings say so."""
+        kd = self.config.terms.kd
+        if kd is None or not kd.mirrorings:
+            return step.teacher_logits
+        rows = step.batch if kd.target == "anchor" else len(seen)
+        drawn = draw_mirrorings(self.teacher.mirrorings, kd.mirrorings, self.generator)
+        return mirrored_logits(self.teacher, seen[:rows], step.teacher_logits[:rows], drawn)
 
     def _view(self, data: torch.Tensor) -> torch.Tensor:
         """A view of the images; the previous stage's segmentation of a cascade stays as it is."""
@@ -300,7 +321,7 @@ class Distiller:
 
     def _kd(self, step: Step) -> torch.Tensor:
         settings = self.config.terms.kd
-        student, teacher, mask = self.adjusted(step.student_logits), step.teacher_logits, step.mask
+        student, teacher, mask = self.adjusted(step.student_logits), step.kd_target, step.mask
         seen = student.shape[0] // step.batch
         teacher = rows_of(teacher, step.batch, seen, settings.target)
         if mask is not None:

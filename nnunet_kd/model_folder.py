@@ -165,3 +165,8 @@ def load_network(model: ModelFolder, fold: int | str, checkpoint: str = "checkpo
             "from another training, put the right one in place"
         ) from None
     return network.eval()
+
+
+def mirror_axes(model: ModelFolder, fold: int | str, checkpoint: str = "checkpoint_final.pth") -> tuple[int, ...]:
+    """The spatial axes along which nnU-Net mirrors in prediction with this fold: those of its training."""
+    return tuple(load_checkpoint(model.checkpoint(fold, checkpoint)).get("inference_allowed_mirroring_axes") or ())

@@ -15,16 +15,21 @@ from torch import nn
 
 from nnunet_kd.config import SECTION, Teacher, TeacherStages
 from nnunet_kd.errors import KDError, NotSupported, first_line
-from nnunet_kd.model_folder import ModelFolder, build_network, load_network, read_model_folder
+from nnunet_kd.mirroring import mirrorings_of
+from nnunet_kd.model_folder import ModelFolder, build_network, load_network, mirror_axes, read_model_folder
 from nnunet_kd.stages import StageTable, stage_table
 
 
 class FrozenTeacher(nn.Module):
-    """The teacher's network with frozen parameters. It always stays in eval mode and never in an optimizer."""
+    """The teacher's network with frozen parameters. It always stays in eval mode and never in an optimizer.
 
-    def __init__(self, network: nn.Module) -> None:
+    ``mirror_axes``: the spatial axes along which it may be mirrored, since it was trained so.
+    """
+
+    def __init__(self, network: nn.Module, mirror_axes: Sequence[int] = ()) -> None:
         super().__init__()
         self.network = network.requires_grad_(False).eval()
+        self.mirrorings = mirrorings_of(mirror_axes)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
         return self
@@ -48,8 +53,8 @@ class TeacherEnsemble(FrozenTeacher):
     soft targets are for.
     """
 
-    def __init__(self, networks: list[nn.Module], regions: bool) -> None:
-        super().__init__(nn.ModuleList(networks))
+    def __init__(self, networks: list[nn.Module], regions: bool, mirror_axes: Sequence[int] = ()) -> None:
+        super().__init__(nn.ModuleList(networks), mirror_axes)
         self.regions = regions
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -101,9 +106,10 @@ def load_teacher(
     _check_stages(model, settings, networks[0])
     patch = PlansManager(student_plans).get_configuration(student_configuration).patch_size
     check_patch_size(model, networks[0], patch, settings.stages.input_channels)
+    axes = mirror_axes(model, folds[0], settings.checkpoint)  # the folds have one trainer, and so the same
     if len(networks) == 1:
-        return FrozenTeacher(networks[0])
-    return TeacherEnsemble(networks, PlansManager(model.plans).get_label_manager(dataset_json).has_regions)
+        return FrozenTeacher(networks[0], axes)
+    return TeacherEnsemble(networks, PlansManager(model.plans).get_label_manager(dataset_json).has_regions, axes)
 
 
 def _check_stages(model: ModelFolder, settings: Teacher, network: nn.Module) -> None:

@@ -83,19 +83,23 @@ class ACT:
 class KD:
     """Logit distillation. ``target``: the teacher's prediction on the anchor, or on the view the student sees.
 
-    ``balance`` takes that power of the classes' frequencies out of the teacher's prediction (0: as it is).
+    ``balance`` takes that power of the classes' frequencies out of the teacher's prediction (0: as it is). ``mirrorings``: the
+    teacher's prediction is averaged with those of so many mirrored copies, drawn at every step (none unless given).
     """
 
     weight: float = 1.0
     temperature: float = 1.0
     target: str = "view"
     balance: float = 0.0
+    mirrorings: int | None = None
 
     def check(self) -> None:
         in_range(self, 1e-9, 1e4, "weight")
         in_range(self, 1e-2, 100, "temperature")
         in_range(self, 0, 1, "balance")
         one_of(self, ("anchor", "view"), "target")
+        if self.mirrorings is not None:
+            at_least(self, 1, "mirrorings")
 
 
 @dataclass(frozen=True)

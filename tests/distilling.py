@@ -29,7 +29,7 @@ def setup(preset: str, dims: int = 2, regions: bool = False, batch: int = 2, sup
         [False],
         torch.device("cpu"),
     )
-    distiller.attach(FrozenTeacher(teacher))
+    distiller.attach(FrozenTeacher(teacher, range(dims)))
     data = torch.randn(batch, 1, *[SIZE] * dims)
     labels = (torch.rand(batch, 1, *[SIZE] * dims) > 0.5).long()
     onehot = torch.cat([labels == 0, labels == 1], 1).float()
