@@ -9,6 +9,7 @@ from helpers import network, plans
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from small_runs import known_trainers, make, same, stopped, student, weights
 
+from nnunet_kd import model_folder
 from nnunet_kd import trainer as trainer_module
 from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.config import read_config
@@ -122,6 +123,12 @@ def test_the_axes_are_those_of_the_teachers_checkpoint(tiny_teacher, trainers):
     trainer = make("nnUNetTrainerKDViews", student(tiny_teacher, "KDmirroraxes", **SECTION))
     trainer.on_train_start()
     assert trainer.teacher.mirrorings == [(2,), (3,), (2, 3)]
+
+
+@pytest.mark.parametrize(("saved", "expected"), [(None, ()), ((0, 1), (0, 1)), ([1], (1,))])
+def test_a_teacher_trained_without_mirroring_has_no_axes(tiny_teacher, monkeypatch, saved, expected):
+    monkeypatch.setattr(model_folder, "load_checkpoint", lambda file: {"inference_allowed_mirroring_axes": saved})
+    assert model_folder.mirror_axes(model_folder.read_model_folder(tiny_teacher), 0) == expected
 
 
 def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainers):
