@@ -152,10 +152,10 @@ class Distiller:
         Raises:
             KDError: KD asks for more mirrorings than the teacher was trained with.
         """
-        asked, known = self.config.terms.kd.mirrorings if self.config.terms.kd else None, len(teacher.mirrorings)
-        if asked and asked > known:
+        kd, known = self.config.terms.kd, len(teacher.mirrorings)
+        if kd is not None and (kd.mirrorings or 0) > known:
             raise KDError(
-                f'"nnunet_kd.terms.kd.mirrorings" is {asked}, the teacher was trained with {known} mirrorings: '
+                f'"nnunet_kd.terms.kd.mirrorings" is {kd.mirrorings}, the teacher was trained with {known} mirrorings: '
                 + (f"write {known} or less" if known else "remove the key")
             )
         self.teacher = teacher
