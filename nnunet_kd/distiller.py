@@ -226,19 +226,19 @@ class Distiller:
                 step.teacher_logits = decode(self.teacher.network, features)
             else:
                 step.teacher_logits = self.teacher(seen)
-            step.kd_target = self._mirrored(seen, step)
+            said = [step.teacher_logits, *(step.teacher_features or [])]
+            if kd is not None and kd.mirrorings:
+                step.mirrored_logits = self._mirrored(seen, step)
+                said.append(step.mirrored_logits)
             # before a running mean or a memory takes them in
-            finite = all_finite([step.teacher_logits, step.kd_target, *(step.teacher_features or [])])
-            skip_if("" if finite else "the teacher's prediction is not finite", self.device)
+            skip_if("" if all_finite(said) else "the teacher's prediction is not finite", self.device)
             self._observe_frequencies(step)
         step.frequencies = self.frequencies
         return step
 
     def _mirrored(self, seen: torch.Tensor, step: Step) -> torch.Tensor:
-        """What KD learns from: the teacher's logits, averaged over mirrored copies if the settings say so."""
+        """The teacher's logits averaged over mirrored copies, of the rows that KD reads."""
         kd = self.config.terms.kd
-        if kd is None or not kd.mirrorings:
-            return step.teacher_logits
         rows = step.batch if kd.target == "anchor" else len(seen)
         drawn = draw_mirrorings(self.teacher.mirrorings, kd.mirrorings, self.generator)
         return mirrored_logits(self.teacher, seen[:rows], step.teacher_logits[:rows], drawn)
@@ -321,7 +321,8 @@ class Distiller:
 
     def _kd(self, step: Step) -> torch.Tensor:
         settings = self.config.terms.kd
-        student, teacher, mask = self.adjusted(step.student_logits), step.kd_target, step.mask
+        student, mask = self.adjusted(step.student_logits), step.mask
+        teacher = step.teacher_logits if step.mirrored_logits is None else step.mirrored_logits
         seen = student.shape[0] // step.batch
         teacher = rows_of(teacher, step.batch, seen, settings.target)
         if mask is not None:

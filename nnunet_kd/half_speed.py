@@ -1,4 +1,4 @@
-"""Is bfloat16 fast on this CPU? Where it lacks the instructions, torch computes the same some fifty times more slowly."""
+"""Is bfloat16 fast on this CPU? Where it lacks the instructions, torch computes the same some forty times more slowly."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SLOW = 1.5  # times float32's time: what is slower than this is no matter of a 
 def bfloat16_slowdown() -> float:
     """Time of a small convolution in bfloat16, in units of its time in float32; below 1, bfloat16 is faster.
 
-    A measurement of some 50 ms, since no call tells it for every processor: x86 needs AVX-512 or AMX for it, ARM its own
+    A measurement of some 100 ms, since no call tells it for every processor: x86 needs AVX-512 or AMX for it, ARM its own
     extension. Draws no random numbers.
     """
     x, weight = torch.ones(1, 8, 64, 64), torch.ones(8, 8, 3, 3)

@@ -22,7 +22,7 @@ class Step:
     iteration: int = 0
     teacher_features: list[torch.Tensor] | None = None
     teacher_logits: torch.Tensor | None = None
-    kd_target: torch.Tensor | None = None  # the teacher's logits, or their mean over mirrored copies
+    mirrored_logits: torch.Tensor | None = None  # the teacher's, averaged over mirrored copies: for KD, where it asks for them
     frequencies: torch.Tensor | None = None
     student_features: list[torch.Tensor] | None = None
     student_logits: torch.Tensor | None = None

@@ -78,7 +78,7 @@ def test_kd_learns_from_the_mean_and_nothing_else_does(preset, target):
 @pytest.mark.parametrize("batch", [1, 2])
 def test_three_dimensions_draw_some_of_seven(batch):
     distiller, net, data, onehot = setup("kd", dims=3, batch=batch, terms={"kd": {"weight": 1.0, "mirrorings": 2}})
-    targets = [run(distiller, net, data, onehot)[0].kd_target for _ in range(4)]
+    targets = [run(distiller, net, data, onehot)[0].mirrored_logits for _ in range(4)]
     assert all(t.shape == (batch, 2, 16, 16, 16) and t.isfinite().all() for t in targets)
     assert any(not torch.equal(targets[0], t) for t in targets[1:])
 
