@@ -18,7 +18,7 @@ from nnunet_kd.loss_settings import LossSetting, read_losses
 from nnunet_kd.presets import PRESETS
 from nnunet_kd.term_settings import ACT, MSAN, Terms, Views
 
-UNDISTILLED = ("views", "msan", "act", "terms", "losses", "logit_adjustment")  # what preset "student" does not read
+UNDISTILLED = ("views", "msan", "act", "terms", "losses", "logit_adjustment", "mirrored_teacher")  # what preset "student" does not read
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,8 @@ class Config:
 
     ``logit_adjustment``: how many logits the student's foreground stands lower in its losses than in its prediction, which
     finds it that much more readily.
+    ``mirrored_teacher``: the teacher reads every patch mirrored at random, along the axes it was trained with, and what it says
+    is mirrored back.
     ``previous_stage``: for the second stage of a cascade, the model folder whose predictions it reads, relative to
     nnUNet_results or absolute. Without it nnU-Net takes the folder of the same trainer and plans.
     """
@@ -111,6 +113,7 @@ class Config:
     terms: Terms = field(default_factory=Terms)
     losses: dict | None = None
     logit_adjustment: float | None = None
+    mirrored_teacher: bool | None = None
 
     @cached_property
     def loss_settings(self) -> list[LossSetting]:
@@ -170,6 +173,8 @@ class Config:
         for name, target in targets.items():
             if target == "anchor" and self.views is None:
                 raise KDError(f'"{SECTION}.{name}.target" is "anchor" but there are no views: remove the key')
+        if self.mirrored_teacher:
+            self._check_mirrored()
         inside = [s for s in self.loss_settings if not s.on_logits]
         if self.teacher is not None and not self.teacher.stages.channels and (inside or self.need_alignment):
             from nnunet_kd.stages import no_stages
@@ -182,6 +187,23 @@ class Config:
                     f'"{SECTION}.teacher.fold" names {len(self.teacher.folds)} folds: their predictions can be averaged, not '
                     f"their features, which {reads} reads: name one fold, or distil logits only"
                 )
+
+    def _check_mirrored(self) -> None:
+        if not self.distils:
+            raise KDError(f'"{SECTION}.mirrored_teacher" is true but nothing reads a teacher: remove it')
+        if self.terms.kd is not None and self.terms.kd.mirrorings:
+            raise KDError(
+                f'"{SECTION}.mirrored_teacher" and "terms.kd.mirrorings" are both set: the one draws what the other averages; '
+                "remove one"
+            )
+        decoded = self.act is not None and self.act.decoded and "act.decoded"
+        through = "terms.cross" if self.terms.cross is not None else decoded
+        if self.need_alignment and through:
+            raise KDError(
+                f'"{SECTION}.mirrored_teacher" is true, and "{through}" sends features through the teacher\'s decoder, which must '
+                "be as it made them: set one of the two to "
+                + ("null" if through == "terms.cross" else "0 (mirrored_teacher to false)")
+            )
 
 
 def read_config(plans: dict, trainer_preset: str | None, trainer_name: str) -> Config:

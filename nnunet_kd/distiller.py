@@ -25,7 +25,7 @@ from nnunet_kd.losses import (
     class_frequencies,
     logit_kd,
 )
-from nnunet_kd.mirroring import draw_mirrorings, mirrored_logits
+from nnunet_kd.mirroring import draw_mirrorings, draw_rows, mirror_rows, mirrored_logits
 from nnunet_kd.msan_terms import MSANTerms
 from nnunet_kd.pair_losses import PairLosses
 from nnunet_kd.stages import StageTable, StageTap, decode, encode, pair_stages
@@ -213,6 +213,8 @@ class Distiller:
         if self.teacher is None or not (kd or features_read or self.pair_losses is not None):
             return step
         seen = (step.data if self._teacher_sees_views(step.phase) else data)[:, : self._teacher_reads]
+        flips = self._flips(len(seen), iteration)
+        seen = mirror_rows(seen, *flips)
         with torch.no_grad():
             if self._teacher_tap is not None and features_read:
                 self._teacher_tap.enabled = True
@@ -226,6 +228,9 @@ class Distiller:
                 step.teacher_logits = decode(self.teacher.network, features)
             else:
                 step.teacher_logits = self.teacher(seen)
+            step.teacher_logits = mirror_rows(step.teacher_logits, *flips)
+            if step.teacher_features is not None:
+                step.teacher_features = [mirror_rows(f, *flips) for f in step.teacher_features]
             said = [step.teacher_logits, *(step.teacher_features or [])]
             if kd is not None and kd.mirrorings:
                 step.mirrored_logits = self._mirrored(seen, step)
@@ -235,6 +240,12 @@ class Distiller:
             self._observe_frequencies(step)
         step.frequencies = self.frequencies
         return step
+
+    def _flips(self, rows: int, iteration: int) -> tuple[Sequence[int], torch.Tensor]:
+        axes = self.teacher.mirror_axes if self.config.mirrored_teacher else ()
+        # random numbers of the step's own: the views stay the controls', and a continued training needs no further state
+        seed = self.config.seed + 1_000_003 * (ranks.rank() + 1) + 15_485_863 * iteration
+        return axes, draw_rows(axes, rows, torch.Generator().manual_seed(seed))
 
     def _mirrored(self, seen: torch.Tensor, step: Step) -> torch.Tensor:
         """The teacher's logits averaged over mirrored copies, of the rows that KD reads."""

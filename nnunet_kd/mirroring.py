@@ -1,4 +1,8 @@
-"""A network's prediction averaged over mirrored copies of its input, as nnU-Net predicts."""
+"""Mirrored input for the teacher: what it says of a patch and of its mirror image differs, and their mean is the better target.
+
+nnU-Net averages them when it predicts. In training the mean costs a forward per copy (``mirrored_logits``); patches mirrored
+at random have the same mean over the steps, for nothing (``mirror_rows``).
+"""
 
 from __future__ import annotations
 
@@ -36,3 +40,18 @@ def mirrored_logits(network: Callable[[Tensor], Tensor], data: Tensor, logits: T
     for axes in mirrorings:
         total = total + network(data.flip(axes)).flip(axes)
     return total / (len(mirrorings) + 1)
+
+
+def draw_rows(axes: Sequence[int], batch: int, generator: torch.Generator) -> Tensor:
+    """Which rows of a batch to mirror along each of the spatial axes: `(axes, B)`, True in half of them."""
+    return torch.rand(len(axes), batch, generator=generator) < 0.5
+
+
+def mirror_rows(x: Tensor, axes: Sequence[int], drawn: Tensor) -> Tensor:
+    """Mirror rows of ``x`` `(B, C, *S)` along spatial axes (0 the first of `S`) as drawn; once more, and all is as it was.
+
+    ``drawn`` may know more rows than ``x`` has: the first ones are meant.
+    """
+    for axis, rows in zip(axes, drawn[:, : len(x)].to(x.device), strict=True):
+        x = torch.where(rows.view(-1, *[1] * (x.ndim - 1)), x.flip(axis + 2), x)
+    return x

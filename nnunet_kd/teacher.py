@@ -29,6 +29,7 @@ class FrozenTeacher(nn.Module):
     def __init__(self, network: nn.Module, mirror_axes: Sequence[int] = ()) -> None:
         super().__init__()
         self.network = network.requires_grad_(False).eval()
+        self.mirror_axes = tuple(mirror_axes)
         self.mirrorings = mirrorings_of(mirror_axes)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
