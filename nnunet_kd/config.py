@@ -18,7 +18,8 @@ from nnunet_kd.loss_settings import LossSetting, read_losses
 from nnunet_kd.presets import PRESETS
 from nnunet_kd.term_settings import ACT, MSAN, Terms, Views
 
-UNDISTILLED = ("views", "msan", "act", "terms", "losses", "logit_adjustment", "mirrored_teacher")  # what preset "student" does not read
+# what preset "student" does not read
+UNDISTILLED = ("views", "msan", "act", "terms", "losses", "logit_adjustment", "mirrored_teacher")
 
 
 @dataclass(frozen=True)
@@ -196,13 +197,12 @@ class Config:
                 f'"{SECTION}.mirrored_teacher" and "terms.kd.mirrorings" are both set: the one draws what the other averages; '
                 "remove one"
             )
-        decoded = self.act is not None and self.act.decoded and "act.decoded"
-        through = "terms.cross" if self.terms.cross is not None else decoded
-        if self.need_alignment and through:
+        decoded = self.need_alignment and (self.act or ACT()).decoded
+        if self.terms.cross is not None or decoded:
+            key, off = ("terms.cross", "null") if self.terms.cross is not None else ("act.decoded", "0")
             raise KDError(
-                f'"{SECTION}.mirrored_teacher" is true, and "{through}" sends features through the teacher\'s decoder, which must '
-                "be as it made them: set one of the two to "
-                + ("null" if through == "terms.cross" else "0 (mirrored_teacher to false)")
+                f'"{SECTION}.mirrored_teacher" is true, and "{key}" decodes the teacher\'s features, which must lie as the '
+                f'teacher saw them: set "{key}" to {off} or "mirrored_teacher" to false'
             )
 
 

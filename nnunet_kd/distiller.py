@@ -25,11 +25,11 @@ from nnunet_kd.losses import (
     class_frequencies,
     logit_kd,
 )
-from nnunet_kd.mirroring import draw_mirrorings, draw_rows, mirror_rows, mirrored_logits
 from nnunet_kd.msan_terms import MSANTerms
 from nnunet_kd.pair_losses import PairLosses
-from nnunet_kd.stages import StageTable, StageTap, decode, encode, pair_stages
+from nnunet_kd.stages import StageTable, pair_stages
 from nnunet_kd.step import Step, repeat_rows, rows_of
+from nnunet_kd.teacher_reader import TeacherReader
 from nnunet_kd.views import Views
 
 _FREQUENCY_MOMENTUM = 0.05
@@ -63,7 +63,7 @@ class Distiller:
         device: torch.device,
     ) -> None:
         self.config, self.regions, self.device = config, regions, device
-        self.student, self.teacher, self._teacher_tap = student, None, None
+        self.student, self.teacher, self._reader = student, None, None
         # a generator of their own: drawing views leaves the loader's random numbers, and so the batches, as they are
         self.generator = torch.Generator(device=device).manual_seed(config.seed + 1_000_003 * (ranks.rank() + 1))
         self.frequencies: torch.Tensor | None = None
@@ -159,7 +159,7 @@ class Distiller:
                 + (f"write {known} or less" if known else "remove the key")
             )
         self.teacher = teacher
-        self._teacher_tap = StageTap(teacher.network, decoder=True) if self.needs_decoder_stages else None
+        self._reader = TeacherReader(self.config, teacher, self.needs_decoder_stages, self._logits_of_views_read)
 
     def phase(self, progress: float) -> str:
         """ "warm-up", "act" or "distil" at this fraction of the training."""
@@ -213,46 +213,13 @@ class Distiller:
         if self.teacher is None or not (kd or features_read or self.pair_losses is not None):
             return step
         seen = (step.data if self._teacher_sees_views(step.phase) else data)[:, : self._teacher_reads]
-        flips = self._flips(len(seen), iteration)
-        seen = mirror_rows(seen, *flips)
         with torch.no_grad():
-            if self._teacher_tap is not None and features_read:
-                self._teacher_tap.enabled = True
-                step.teacher_logits = self.teacher(seen)
-                step.teacher_features = self._teacher_tap.take()
-            elif features_read:
-                step.teacher_features = encode(self.teacher.network, seen)
-                features = step.teacher_features
-                if not self._logits_of_views_read:
-                    features = [f[: step.batch] for f in features]
-                step.teacher_logits = decode(self.teacher.network, features)
-            else:
-                step.teacher_logits = self.teacher(seen)
-            step.teacher_logits = mirror_rows(step.teacher_logits, *flips)
-            if step.teacher_features is not None:
-                step.teacher_features = [mirror_rows(f, *flips) for f in step.teacher_features]
-            said = [step.teacher_logits, *(step.teacher_features or [])]
-            if kd is not None and kd.mirrorings:
-                step.mirrored_logits = self._mirrored(seen, step)
-                said.append(step.mirrored_logits)
+            said = self._reader.read(step, seen, features_read, self.generator)
             # before a running mean or a memory takes them in
             skip_if("" if all_finite(said) else "the teacher's prediction is not finite", self.device)
             self._observe_frequencies(step)
         step.frequencies = self.frequencies
         return step
-
-    def _flips(self, rows: int, iteration: int) -> tuple[Sequence[int], torch.Tensor]:
-        axes = self.teacher.mirror_axes if self.config.mirrored_teacher else ()
-        # random numbers of the step's own: the views stay the controls', and a continued training needs no further state
-        seed = self.config.seed + 1_000_003 * (ranks.rank() + 1) + 15_485_863 * iteration
-        return axes, draw_rows(axes, rows, torch.Generator().manual_seed(seed))
-
-    def _mirrored(self, seen: torch.Tensor, step: Step) -> torch.Tensor:
-        """The teacher's logits averaged over mirrored copies, of the rows that KD reads."""
-        kd = self.config.terms.kd
-        rows = step.batch if kd.target == "anchor" else len(seen)
-        drawn = draw_mirrorings(self.teacher.mirrorings, kd.mirrorings, self.generator)
-        return mirrored_logits(self.teacher, seen[:rows], step.teacher_logits[:rows], drawn)
 
     def _view(self, data: torch.Tensor) -> torch.Tensor:
         """A view of the images; the previous stage's segmentation of a cascade stays as it is."""

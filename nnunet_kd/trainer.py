@@ -99,6 +99,8 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             ).to(self.device)
             self._check_teacher_sees_no_validation_case()
             self.distiller.attach(self.teacher)
+            if self.kd.mirrored_teacher and not self.teacher.mirror_axes:
+                self.print_to_log_file("the teacher was trained without mirroring: it reads the patches as they are")
         autoencoder = self.kd.act.autoencoder if self.kd.act is not None else None
         if autoencoder is not None and self.current_epoch == 0:  # a continued training's checkpoint holds it
             file = resolve_folder(autoencoder)
