@@ -8,6 +8,7 @@ import torch
 from nnunetv2.run.run_training import get_trainer_from_args, maybe_load_checkpoint
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
+from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.plans import plan_student
 
 TRAINERS = str(Path(__file__).parents[1] / "trainers")
@@ -77,3 +78,13 @@ def continued(whole, stop: int, again):
     assert second.current_epoch == stop
     second.run_training()
     return second
+
+
+def continues_to_the_same(trainer: str, plans_name: str) -> None:
+    """A training that is stopped after two epochs and continued ends as an unbroken one, and its KD was never 0."""
+    whole = make(trainer, plans_name)
+    whole.run_training()
+    expected, log = weights(whole), load_checkpoint(f"{whole.output_folder}/checkpoint_final.pth")["logging"]["kd/kd"]
+    assert all(value > 0 for value in log)
+    resumed = continued(whole, 2, lambda resume: make(trainer, plans_name, resume))
+    assert same(weights(resumed), expected)

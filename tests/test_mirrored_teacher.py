@@ -1,15 +1,12 @@
 """The teacher that reads patches mirrored at random: what it says lies as the patch does, its mean is nnU-Net's own."""
 
-import shutil
-
 import pytest
 import torch
 from distilling import run, setup, touched
 from helpers import network, plans
-from small_runs import known_trainers, make, same, stopped, student, weights
+from small_runs import continues_to_the_same, known_trainers, make, same, student, weights
 
 from nnunet_kd import trainer as trainer_module
-from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.config import read_config
 from nnunet_kd.errors import KDError
 from nnunet_kd.losses import logit_kd
@@ -177,18 +174,7 @@ def trainers(monkeypatch):
 
 
 def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainers):
-    plans_name = student(tiny_teacher, "KDmirroredteacher", **SECTION)
-    whole = make("nnUNetTrainerKDViews", plans_name)
-    whole.run_training()
-    expected, log = weights(whole), load_checkpoint(f"{whole.output_folder}/checkpoint_final.pth")["logging"]["kd/kd"]
-    assert all(value > 0 for value in log)
-    shutil.rmtree(whole.output_folder)
-    halfway = make("nnUNetTrainerKDViews", plans_name)
-    halfway.on_train_start()
-    stopped(halfway, 2)
-    resumed = make("nnUNetTrainerKDViews", plans_name, resume=True)
-    resumed.run_training()
-    assert same(weights(resumed), expected)
+    continues_to_the_same("nnUNetTrainerKDViews", student(tiny_teacher, "KDmirroredteacher", **SECTION))
 
 
 def test_it_changes_what_the_student_becomes(tiny_teacher, trainers):

@@ -1,17 +1,14 @@
 """KD's target averaged over mirrored copies of the patch: as nnU-Net predicts, drawn anew at every step, and for KD alone."""
 
-import shutil
-
 import pytest
 import torch
 from distilling import run, setup, touched
 from helpers import network, plans
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from small_runs import known_trainers, make, same, stopped, student, weights
+from small_runs import continues_to_the_same, known_trainers, make, student
 
 from nnunet_kd import model_folder
 from nnunet_kd import trainer as trainer_module
-from nnunet_kd.checkpoints import load_checkpoint
 from nnunet_kd.config import read_config
 from nnunet_kd.errors import KDError
 from nnunet_kd.losses import logit_kd
@@ -132,16 +129,4 @@ def test_a_teacher_trained_without_mirroring_has_no_axes(tiny_teacher, monkeypat
 
 
 def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainers):
-    plans_name = student(tiny_teacher, "KDmirrored", **SECTION)
-    whole = make("nnUNetTrainerKDViews", plans_name)
-    whole.run_training()
-    expected, log = weights(whole), load_checkpoint(f"{whole.output_folder}/checkpoint_final.pth")["logging"]["kd/kd"]
-    assert all(value > 0 for value in log)
-    shutil.rmtree(whole.output_folder)
-    halfway = make("nnUNetTrainerKDViews", plans_name)
-    halfway.on_train_start()
-    stopped(halfway, 2)
-    resumed = make("nnUNetTrainerKDViews", plans_name, resume=True)
-    assert resumed.current_epoch == 2
-    resumed.run_training()
-    assert same(weights(resumed), expected)
+    continues_to_the_same("nnUNetTrainerKDViews", student(tiny_teacher, "KDmirrored", **SECTION))
