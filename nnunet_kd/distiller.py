@@ -65,7 +65,7 @@ class Distiller:
         self.config, self.regions, self.device = config, regions, device
         self.student, self.teacher, self._reader = student, None, None
         # a generator of their own: drawing views leaves the loader's random numbers, and so the batches, as they are
-        self.generator = torch.Generator(device=device).manual_seed(config.seed + 1_000_003 * (ranks.rank() + 1))
+        self.generator = torch.Generator(device=device).manual_seed(ranks.own_seed(config.seed))
         self.frequencies: torch.Tensor | None = None
         self.views = Views(config.views.preset, keep_zero) if config.views else None
         self._images = len(keep_zero)

@@ -16,6 +16,11 @@ def world_size() -> int:
     return dist.get_world_size() if _running() else 1
 
 
+def own_seed(seed: int) -> int:
+    """A run's seed as this rank's own, and another than the one that batches and networks are drawn with."""
+    return seed + 1_000_003 * (rank() + 1)
+
+
 def average(tensor: torch.Tensor) -> None:
     """Replace the tensor by its mean over all ranks, in place. Every rank must call this."""
     if _running():

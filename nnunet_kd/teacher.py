@@ -15,7 +15,7 @@ from torch import nn
 
 from nnunet_kd.config import SECTION, Teacher, TeacherStages
 from nnunet_kd.errors import KDError, NotSupported, first_line
-from nnunet_kd.mirroring import mirrorings_of
+from nnunet_kd.mirroring import Axes, mirrorings_of
 from nnunet_kd.model_folder import ModelFolder, build_network, load_network, mirror_axes, read_model_folder
 from nnunet_kd.stages import StageTable, stage_table
 
@@ -30,7 +30,11 @@ class FrozenTeacher(nn.Module):
         super().__init__()
         self.network = network.requires_grad_(False).eval()
         self.mirror_axes = tuple(mirror_axes)
-        self.mirrorings = mirrorings_of(mirror_axes)
+
+    @property
+    def mirrorings(self) -> list[Axes]:
+        """Every way to mirror a batch along these axes."""
+        return mirrorings_of(self.mirror_axes)
 
     def train(self, mode: bool = True) -> FrozenTeacher:
         return self

@@ -58,7 +58,7 @@ class TeacherReader:
     def _draw(self, rows: int, iteration: int) -> tuple[Sequence[int], torch.Tensor]:
         axes = self.teacher.mirror_axes if self.config.mirrored_teacher else ()
         # random numbers of the step's own: the views stay the controls', and a continued training needs no further state
-        seed = self.config.seed + 1_000_003 * (ranks.rank() + 1) + 15_485_863 * iteration
+        seed = ranks.own_seed(self.config.seed) + 15_485_863 * iteration
         return axes, draw_rows(axes, rows, torch.Generator().manual_seed(seed))
 
     def _forward(self, seen: torch.Tensor, batch: int, features: bool) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
