@@ -19,7 +19,9 @@ from nnunet_kd.presets import PRESETS
 from nnunet_kd.term_settings import ACT, MSAN, Terms, Views
 
 # what preset "student" does not read
-UNDISTILLED = ("views", "msan", "act", "terms", "losses", "logit_adjustment", "mirrored_teacher")
+UNDISTILLED = (
+    "views", "msan", "act", "terms", "losses", "logit_adjustment", "logit_adjustment_views", "mirrored_teacher",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,8 @@ class Config:
 
     ``logit_adjustment``: how many logits the student's foreground stands lower in its losses than in its prediction, which
     finds it that much more readily.
+    ``logit_adjustment_views``: the same for what the student says about views, in place of ``logit_adjustment``: readier only
+    where an image looks unlike the training's.
     ``mirrored_teacher``: the teacher reads every patch mirrored at random, along the axes it was trained with, and what it says
     is mirrored back.
     ``previous_stage``: for the second stage of a cascade, the model folder whose predictions it reads, relative to
@@ -114,6 +118,7 @@ class Config:
     terms: Terms = field(default_factory=Terms)
     losses: dict | None = None
     logit_adjustment: float | None = None
+    logit_adjustment_views: float | None = None
     mirrored_teacher: bool | None = None
 
     @cached_property
@@ -134,8 +139,9 @@ class Config:
     def check(self) -> None:
         one_of(self, ("teacher", "student"), "role")
         in_range(self, 0, 1, "ramp")
-        if self.logit_adjustment is not None:
-            in_range(self, 0, 10, "logit_adjustment")
+        for key in ("logit_adjustment", "logit_adjustment_views"):
+            if getattr(self, key) is not None:
+                in_range(self, 0, 10, key)
         if not 0 <= self.seed < 2**31:
             raise KDError(f'"{SECTION}.seed" is {self.seed}: use a whole number from 0 to 2147483647')
         if self.distils and self.teacher is None:
@@ -174,6 +180,11 @@ class Config:
         for name, target in targets.items():
             if target == "anchor" and self.views is None:
                 raise KDError(f'"{SECTION}.{name}.target" is "anchor" but there are no views: remove the key')
+        if self.logit_adjustment_views is not None and not self._loss_reads_views:
+            raise KDError(
+                f'"{SECTION}.logit_adjustment_views" is {self.logit_adjustment_views} but no loss reads what the student says '
+                'about views: add "views" and "terms.kd", or remove it'
+            )
         if self.mirrored_teacher:
             self._check_mirrored()
         inside = [s for s in self.loss_settings if not s.on_logits]
@@ -188,6 +199,14 @@ class Config:
                     f'"{SECTION}.teacher.fold" names {len(self.teacher.folds)} folds: their predictions can be averaged, not '
                     f"their features, which {reads} reads: name one fold, or distil logits only"
                 )
+
+    @property
+    def _loss_reads_views(self) -> bool:
+        """Whether any loss reads the student's logits on views."""
+        cross = self.terms.cross
+        crossed = cross is not None and cross.views == "cross" and cross.ts > 0
+        losses = self.terms.kd is not None or any(s.on_logits for s in self.loss_settings)
+        return self.views is not None and (self.views.student_loss == "all" or losses or crossed)
 
     def _check_mirrored(self) -> None:
         if not self.distils:

@@ -179,9 +179,15 @@ class Distiller:
             return 0.0
         return min(1.0, since / self.config.ramp) if self.config.ramp > 0 else 1.0
 
-    def adjusted(self, logits: torch.Tensor) -> torch.Tensor:
-        """The student's logits `(B, C, *S)` as its losses read them."""
-        return adjusted_logits(logits, self.config.logit_adjustment or 0.0, self.regions)
+    def adjusted(self, logits: torch.Tensor, anchors: int | None = None) -> torch.Tensor:
+        """The student's logits `(n, C, *S)` as its losses read them: the first ``anchors`` rows are of anchors (all, if None),
+        the others of views."""
+        anchor, view = self.config.logit_adjustment or 0.0, self.config.logit_adjustment_views
+        if view is None or view == anchor:
+            return adjusted_logits(logits, anchor, self.regions)
+        anchors = len(logits) if anchors is None else anchors
+        parts = ((logits[:anchors], anchor), (logits[anchors:], view))
+        return torch.cat([adjusted_logits(rows, a, self.regions) for rows, a in parts if len(rows)])
 
     def prepare(
         self,
@@ -299,7 +305,7 @@ class Distiller:
 
     def _kd(self, step: Step) -> torch.Tensor:
         settings = self.config.terms.kd
-        student, mask = self.adjusted(step.student_logits), step.mask
+        student, mask = self.adjusted(step.student_logits, step.batch), step.mask
         teacher = step.teacher_logits if step.mirrored_logits is None else step.mirrored_logits
         seen = student.shape[0] // step.batch
         teacher = rows_of(teacher, step.batch, seen, settings.target)
@@ -312,9 +318,8 @@ class Distiller:
     def _between_stages(self, step: Step) -> dict[str, tuple[float, torch.Tensor]]:
         losses = self._distributed or self.pair_losses
         features = step.student_features or [], step.teacher_features or []
-        return losses(
-            *features, self.adjusted(step.student_logits), step.teacher_logits, step.labels, step.batch, step.progress
-        )
+        student = self.adjusted(step.student_logits, step.batch)
+        return losses(*features, student, step.teacher_logits, step.labels, step.batch, step.progress)
 
     @property
     def _logits_of_views_read(self) -> bool:

@@ -24,12 +24,10 @@ from nnunet_kd.term_settings import Cross, Graph, Terms
 class MSANTerms:
     """The values of ``intra``, ``inter``, ``cross_ts`` and ``cross_st``, whichever are on.
 
-    ``adjusted``: from the student's logits to those that its losses read.
+    ``adjusted``: from the student's logits to those that its losses read, given how many of the leading rows are of anchors.
     """
 
-    def __init__(
-        self, alignment: Alignment, student: nn.Module, regions: bool, adjusted: Callable[[torch.Tensor], torch.Tensor]
-    ) -> None:
+    def __init__(self, alignment: Alignment, student: nn.Module, regions: bool, adjusted: Callable[..., torch.Tensor]) -> None:
         self.alignment, self.student, self.regions, self.adjusted = alignment, student, regions, adjusted
 
     def values(self, terms: Terms, step: Step, teacher: nn.Module) -> dict[str, tuple[float, torch.Tensor]]:
@@ -90,7 +88,7 @@ class MSANTerms:
             vectors = self.alignment.encode("teacher", [f[anchors] for f in step.teacher_features])
         rebuilt = self.alignment.reconstruct("student", vectors, features)
         crossed = decode(self.student, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
-        return self._against_teacher(cross, step, self.adjusted(crossed), anchors)
+        return self._against_teacher(cross, step, self.adjusted(crossed, None if cross.views == "same" else 0), anchors)
 
     def _cross_st(self, cross: Cross, step: Step, teacher: nn.Module) -> torch.Tensor:
         """Student vectors through the TAN's headers into the teacher's decoder, with the teacher's anchor skips."""

@@ -134,7 +134,8 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         plain = super()._build_loss()
 
         def adjusted(output, target):
-            return plain(_each(self.distiller.adjusted, output), target)
+            anchors = None if self._step is None else self._step.batch
+            return plain(_each(lambda logits: self.distiller.adjusted(logits, anchors), output), target)
 
         def loss(output, target):
             return adjusted(output, target) if self._step is None else self._distillation_loss(adjusted, output, target)
