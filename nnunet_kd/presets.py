@@ -40,7 +40,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "intra+inter": {**_PAPER, "terms": {**_INTRA, **_INTER}},
     "all": {**_PAPER, "terms": {**_INTRA, **_INTER, **_CROSS}},
     "paper": {**_PAPER, "terms": {**_INTRA, **_INTER, **_CROSS}},
-    "default": {**_PROBED, "terms": {"kd": {"weight": 1.0, "target": "anchor"}}, "logit_adjustment": 0.5},
+    "default": {
+        **_PROBED,
+        "terms": {"kd": {"weight": 1.0, "target": "anchor"}},
+        "logit_adjustment_views": 1.0,
+        "mirrored_teacher": True,
+    },
     "balanced": {**_PROBED, "terms": {"kd": {"weight": 1.0, "target": "anchor", "balance": 1.0}}},
     "dice": {
         **_PROBED,
