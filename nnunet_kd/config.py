@@ -183,7 +183,7 @@ class Config:
         if self.logit_adjustment_views is not None and not self._loss_reads_views:
             raise KDError(
                 f'"{SECTION}.logit_adjustment_views" is {self.logit_adjustment_views} but no loss reads what the student says '
-                'about views: add "views" and "terms.kd", or remove it'
+                'about views: set it to null, or switch "views" and "terms.kd" on'
             )
         if self.mirrored_teacher:
             self._check_mirrored()
@@ -210,11 +210,11 @@ class Config:
 
     def _check_mirrored(self) -> None:
         if not self.distils:
-            raise KDError(f'"{SECTION}.mirrored_teacher" is true but nothing reads a teacher: remove it')
+            raise KDError(f'"{SECTION}.mirrored_teacher" is true but nothing reads a teacher: set it to false')
         if self.terms.kd is not None and self.terms.kd.mirrorings:
             raise KDError(
-                f'"{SECTION}.mirrored_teacher" and "terms.kd.mirrorings" are both set: the one draws what the other averages; '
-                "remove one"
+                f'"{SECTION}.mirrored_teacher" and "terms.kd.mirrorings" are both set, the one draws what the other averages: '
+                'set "mirrored_teacher" to false or remove "mirrorings"'
             )
         decoded = self.need_alignment and (self.act or ACT()).decoded
         if self.terms.cross is not None or decoded:

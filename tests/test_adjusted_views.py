@@ -101,7 +101,7 @@ def test_nnunets_own_loss_reads_views_lowered_at_every_head_and_anchors_as_they_
 @pytest.mark.parametrize(
     ("preset", "section", "message"),
     [
-        ("kd", {}, "logit_adjustment_views.*no loss reads what the student says about views"),
+        ("kd", {}, 'no loss reads what the student says about views: set it to null, or switch "views" and "terms.kd" on'),
         ("intra", {}, "logit_adjustment_views.*no loss reads"),
         ("cross", {}, "logit_adjustment_views.*no loss reads"),  # its crossed predictions are of anchors
         ("kd+views", {"views": None, "terms": {"kd": {"target": "view"}}}, "logit_adjustment_views.*no loss reads"),
@@ -122,3 +122,9 @@ def test_where_something_reads_it_it_is_taken(preset):
 
 def test_the_undistilled_control_does_not_read_it():
     assert read_config(plans(logit_adjustment_views=1.0), "student", "T").logit_adjustment_views is None
+
+
+@pytest.mark.parametrize("off", [0.0, None])
+def test_the_default_has_it_and_can_be_told_not_to(off):
+    assert read_config(plans(), "default", "T").logit_adjustment_views > 0
+    assert not read_config(plans(logit_adjustment_views=off), "default", "T").logit_adjustment_views

@@ -149,9 +149,3 @@ def test_a_training_ends_with_a_student_that_finds_more_foreground(tiny_teacher,
 def test_the_undistilled_control_does_not_read_it():
     config = read_config(plans(logit_adjustment=0.5), "student", "nnUNetTrainerScheduled")
     assert config.logit_adjustment is None
-
-
-def test_the_presets_can_be_switched_off():
-    assert read_config(plans(), "default", "nnUNetTrainerGKD").logit_adjustment > 0
-    assert not read_config(plans(logit_adjustment=0.0), "default", "nnUNetTrainerGKD").logit_adjustment
-    assert read_config(plans(logit_adjustment=None), "default", "T").logit_adjustment is None
