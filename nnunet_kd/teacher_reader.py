@@ -39,7 +39,7 @@ class TeacherReader:
         Returns:
             All that the teacher said.
         """
-        axes, drawn = self._draw(len(seen), step.iteration)
+        axes, drawn = self._draw(step.batch, len(seen) // step.batch, step.iteration)
         mirrored = mirror_rows(seen, axes, drawn)
         logits, stages = self._forward(mirrored, step.batch, features)
         step.teacher_logits = mirror_rows(logits, axes, drawn)
@@ -55,11 +55,13 @@ class TeacherReader:
             said.append(step.mirrored_logits)
         return said
 
-    def _draw(self, rows: int, iteration: int) -> tuple[Sequence[int], torch.Tensor]:
+    def _draw(self, batch: int, times: int, iteration: int) -> tuple[Sequence[int], torch.Tensor]:
         axes = self.teacher.mirror_axes if self.config.mirrored_teacher else ()
         # random numbers of the step's own: the views stay the controls', and a continued training needs no further state
         seed = ranks.own_seed(self.config.seed) + 15_485_863 * iteration
-        return axes, draw_rows(axes, rows, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(seed)
+        # batch by batch: what is drawn for the anchors does not depend on whether the views are read too
+        return axes, torch.cat([draw_rows(axes, batch, generator) for _ in range(times)], dim=1)
 
     def _forward(self, seen: torch.Tensor, batch: int, features: bool) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         network = self.teacher.network

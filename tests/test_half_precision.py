@@ -172,7 +172,7 @@ def test_a_bfloat16_step_computes_the_networks_in_half_and_the_loss_in_full(tiny
 def test_a_stopped_bfloat16_training_continues_to_the_same_result(tiny_teacher):
     section = {"schedule": schedule("bfloat16"), "msan": {"kind": "map", "dim": 4, "stages": ["all", "decoder"]},
                "terms": {"inter": {"nodes": "class", "target": "anchor"}, "cross": {"share": 0.5}},
-               "act": {"alignment": 0.5, "share": 0.5}}  # fmt: skip
+               "act": {"alignment": 0.5, "share": 0.5}, "mirrored_teacher": False}  # fmt: skip
     plans = student(tiny_teacher, "KDresume16", **section)
     whole = make("nnUNetTrainerGKD", plans)
     whole.on_train_start()

@@ -204,3 +204,12 @@ def test_networks_are_not_symmetric_by_themselves():
     teacher, data = FrozenTeacher(network(2, (8, 16, 16)), (0, 1)), torch.randn(1, 1, 16, 16)
     with torch.no_grad():
         assert (teacher(data) - teacher(data.flip(3)).flip(3)).abs().mean() > 0.05
+
+
+def test_what_is_drawn_for_the_anchors_does_not_depend_on_whether_the_views_are_read():
+    said = []
+    for target in ("anchor", "view"):
+        distiller, _, data, onehot = setup("kd+views", terms={"kd": {"target": target}}, **ON)
+        said.append(distiller.prepare(data, onehot, None, 0.9, iteration=3).teacher_logits)
+    assert len(said[1]) == 2 * len(said[0])
+    assert torch.allclose(said[0], said[1][: len(said[0])], atol=1e-5)
