@@ -185,9 +185,9 @@ class Distiller:
         anchor, view = self.config.logit_adjustment or 0.0, self.config.logit_adjustment_views
         if view is None or view == anchor:
             return adjusted_logits(logits, anchor, self.regions)
-        anchors = len(logits) if anchors is None else anchors
-        parts = ((logits[:anchors], anchor), (logits[anchors:], view))
-        return torch.cat([adjusted_logits(rows, a, self.regions) for rows, a in parts if len(rows)])
+        rows = torch.full((len(logits),), float(view), device=logits.device)
+        rows[:anchors] = anchor
+        return adjusted_logits(logits, rows, self.regions)
 
     def prepare(
         self,

@@ -19,14 +19,14 @@ def lowered(logits, batch, view, anchor=0.0, regions=False):
     return torch.cat([adjusted_logits(logits[:batch], anchor, regions), adjusted_logits(logits[batch:], view, regions)])
 
 
-@pytest.mark.parametrize("anchor", [None, 0.2])
+@pytest.mark.parametrize(("anchor", "view"), [(None, 0.7), (0.2, 0.7), (0.2, 1)])
 @pytest.mark.parametrize("regions", [False, True])
 @pytest.mark.parametrize("dims", [2, 3])
-def test_kd_and_the_losses_on_logits_read_views_lowered_and_anchors_as_set(dims, regions, anchor):
+def test_kd_and_the_losses_on_logits_read_views_lowered_and_anchors_as_set(dims, regions, anchor, view):
     section = {**KD, "losses": {"logits": {"dml": {}}}, "logit_adjustment": anchor}
-    distiller, network, *rest = setup("kd+views", dims, regions, logit_adjustment_views=0.7, **section)
+    distiller, network, *rest = setup("kd+views", dims, regions, logit_adjustment_views=view, **section)
     step, terms = run(distiller, network, *rest)
-    expected = lowered(step.student_logits, step.batch, 0.7, anchor or 0.0, regions)
+    expected = lowered(step.student_logits, step.batch, view, anchor or 0.0, regions)
     teacher = step.teacher_logits[: step.batch].repeat(step.views + 1, *[1] * (dims + 1))
     assert terms["kd"][1].item() == pytest.approx(logit_kd(expected, teacher, 1.0, regions).item(), rel=1e-5)
     dml = next(value for name, (_, value) in terms.items() if "dml" in name)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from nnunet_kd.losses.precision import full_precision
 
 
-def adjusted_logits(logits: Tensor, adjustment: float, regions: bool = False) -> Tensor:
+def adjusted_logits(logits: Tensor, adjustment: float | Tensor, regions: bool = False) -> Tensor:
     r"""The student's logits as its losses read them: every foreground class lowered by ``adjustment``.
 
     .. math:: z'_0 = z_0, \quad z'_c = z_c - a \quad (c > 0)
@@ -22,18 +23,20 @@ def adjusted_logits(logits: Tensor, adjustment: float, regions: bool = False) ->
 
     Args:
         logits: `(B, C, *S)`; channel 0 is the background, as everywhere in nnU-Net.
-        adjustment: a, in logits. 0 gives the logits as they are.
+        adjustment: a, in logits; one number for all rows, of which 0 gives the logits as they are, or one per row `(B,)`.
         regions: sigmoid heads without a background channel; all of them are lowered.
 
     Returns:
-        `(B, C, *S)`, float32 for half-precision logits unless the adjustment is 0.
+        `(B, C, *S)`, float32 for half-precision logits unless the adjustment is the number 0.
     """
-    return _lowered(logits, adjustment, regions) if adjustment else logits
+    unchanged = not isinstance(adjustment, Tensor) and adjustment == 0
+    return logits if unchanged else _lowered(logits, adjustment, regions)
 
 
 @full_precision
-def _lowered(logits: Tensor, adjustment: float, regions: bool) -> Tensor:
-    lowered = logits.new_full((logits.shape[1],), adjustment)
+def _lowered(logits: Tensor, adjustment: float | Tensor, regions: bool) -> Tensor:
+    rows = torch.as_tensor(adjustment, dtype=logits.dtype, device=logits.device).reshape(-1, 1)
+    lowered = rows.repeat(1, logits.shape[1])
     if not regions:
-        lowered[0] = 0
-    return logits - lowered.view(1, -1, *[1] * (logits.ndim - 2))
+        lowered[:, 0] = 0
+    return logits - lowered.view(*lowered.shape, *[1] * (logits.ndim - 2))
