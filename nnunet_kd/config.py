@@ -97,8 +97,8 @@ class Config:
 
     ``logit_adjustment``: how many logits the student's foreground stands lower in its losses than in its prediction, which
     finds it that much more readily.
-    ``logit_adjustment_views``: the same for what the student says about views, in place of ``logit_adjustment``: readier only
-    where an image looks unlike the training's.
+    ``logit_adjustment_views``: the same for what the student says about views, in place of ``logit_adjustment``: readier
+    only where it can tell a view from an image, and everywhere, but less, before it has learned to.
     ``mirrored_teacher``: the teacher reads every patch mirrored at random, along the axes it was trained with, and what it says
     is mirrored back.
     ``previous_stage``: for the second stage of a cascade, the model folder whose predictions it reads, relative to

@@ -11,6 +11,12 @@ class nnUNetTrainerGKD(nnUNetTrainerDistillation):
     preset = "default"
 
 
+class nnUNetTrainerGKDAdjusted(nnUNetTrainerDistillation):
+    """Distillation of the logits on views, all of them adjusted: for long trainings and images from elsewhere."""
+
+    preset = "adjusted"
+
+
 class nnUNetTrainerGKDBalanced(nnUNetTrainerDistillation):
     """Distillation of the logits on views with a balanced target: the most on other cameras' eye vessels, the least at home."""
 

@@ -18,7 +18,8 @@ GRAPHS, CROSS = ("intra", "inter"), ("cross_ts", "cross_st")
 TERMS = {
     "student": (), "views-only": (), "kd": ("kd",), "kd+views": ("kd",),
     "intra": ("intra",), "inter": ("inter",), "cross": CROSS, "intra+inter": GRAPHS,
-    "all": GRAPHS + CROSS, "paper": GRAPHS + CROSS, "default": ("kd",), "balanced": ("kd",), "dice": ("kd", "dml@logits"),
+    "all": GRAPHS + CROSS, "paper": GRAPHS + CROSS, "default": ("kd",), "adjusted": ("kd",), "balanced": ("kd",),
+    "dice": ("kd", "dml@logits"),
     "cross-view": ("kd", *GRAPHS, *CROSS),
     "at": ("at@bottleneck",), "fitnets": ("fitnets@bottleneck",), "fsp": ("fsp@all",), "cwd": ("cwd-logits@logits",),
     "skd": ("skd-pixelwise@logits", "skd-pairwise@decoder0"), "ifvd": ("kd", "ifvd@decoder0"), "dist": ("dist@logits",),
