@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from nnunet_kd.errors import KDError
 from nnunet_kd.evaluation.domains import Domain, parse_domain, read_label, read_map
 from nnunet_kd.evaluation.predict import check_images, image_files, load_predictor
 from nnunet_kd.files import write_json
-from nnunet_kd.model_folder import read_model_folder
+from nnunet_kd.model_folder import ModelFolder, read_model_folder
 from nnunet_kd.paths import nnunet_folder
 from nnunet_kd.text_tables import markdown_table
 
@@ -68,10 +68,7 @@ def curves(folder: Path, domain: Domain, folds: Sequence[str] | None = None) -> 
 
     Raises KDError if the model has other labels than one foreground label, or cannot be read.
     """
-    model = read_model_folder(folder)
-    labels = {k: v for k, v in model.dataset_json["labels"].items() if k != "background"}
-    if list(labels.values()) != [1]:
-        raise KDError(f"{folder}: an offset has a meaning for one foreground label only, the model has {labels}")
+    model = read_binary_model(folder)
     check_images(domain, model.dataset_json)
     predictor = load_predictor(folder, tuple(folds or model.trained_folds(CHECKPOINT)), CHECKPOINT)
     reader = determine_reader_writer_from_dataset_json(model.dataset_json, verbose=False)()
@@ -87,6 +84,15 @@ def curves(folder: Path, domain: Domain, folds: Sequence[str] | None = None) -> 
     return found
 
 
+def read_binary_model(folder: Path) -> ModelFolder:
+    """A model folder of one foreground label; KDError for others."""
+    model = read_model_folder(folder)
+    labels = {k: v for k, v in model.dataset_json["labels"].items() if k != "background"}
+    if list(labels.values()) != [1]:
+        raise KDError(f"{folder}: an offset has a meaning for one foreground label only, the model has {labels}")
+    return model
+
+
 def dice_at(foreground: np.ndarray, truth: np.ndarray, offsets: Sequence[float] = OFFSETS) -> list[float]:
     """Dice of the pixels whose logit exceeds minus the offset. Probabilities and truth `(n,)`."""
     limits = 1 / (1 + np.exp(np.asarray(offsets, float)))
@@ -97,7 +103,7 @@ def dice_at(foreground: np.ndarray, truth: np.ndarray, offsets: Sequence[float] 
 def table(models: Mapping[str, Mapping[str, Curves]], source: str, domains: Sequence[str]) -> str:
     """Markdown: Dice at offset 0 / at the source's offset / at the domain's best, mean over the seeds of a method."""
     rows = [["model", "seeds", "offset by the source", *domains]]
-    for method, names in _methods(models).items():
+    for method, names in methods_of(models).items():
         chosen = [int(_mean(models[n][source]).argmax()) for n in names]
         cells = []
         for domain in domains:
@@ -115,7 +121,7 @@ def table_by_level(
 ) -> str:
     """Markdown: the highest Dice on the other domains at offsets that keep home's Dice, both as means over the seeds."""
     rows = [["model", f"best on {home}", *(f"{other}, {home} at least {level:g}" for other in others for level in levels)]]
-    for method, names in _methods(models).items():
+    for method, names in methods_of(models).items():
         dice = {domain: _fine(np.mean([_mean(models[n][domain]) for n in names], axis=0)) for domain in (home, *others)}
         reached = [dice[other][dice[home] >= level] for other in others for level in levels]
         cells = [f"{values.max():.4f}" if len(values) else "never" for values in reached]
@@ -123,7 +129,7 @@ def table_by_level(
     return markdown_table(rows)
 
 
-def _methods(models: Mapping[str, object]) -> dict[str, list[str]]:
+def methods_of(models: Iterable[str]) -> dict[str, list[str]]:
     """Names of the models of every method: those that differ in the seed only."""
     methods: dict[str, list[str]] = {}
     for name in models:

@@ -21,6 +21,7 @@ from unittest import mock
 
 import numpy as np
 import torch
+from dice_by_offset import CHECKPOINT, methods_of, read_binary_model
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tqdm import tqdm
@@ -29,12 +30,10 @@ from nnunet_kd.errors import KDError
 from nnunet_kd.evaluation.domains import Domain, parse_domain
 from nnunet_kd.evaluation.predict import check_images, image_files, load_predictor
 from nnunet_kd.files import write_json
-from nnunet_kd.model_folder import read_model_folder
 from nnunet_kd.paths import nnunet_folder
 from nnunet_kd.text_tables import markdown_table
 from nnunet_kd.views import PRESETS, Views, list_presets
 
-CHECKPOINT = "checkpoint_final.pth"
 _SEED = re.compile(r"_seed(\d+)$")
 _AT_ONCE = 16  # patches in one forward
 
@@ -107,9 +106,7 @@ def view_sets(patches: torch.Tensor, preset: str, keep_zero: Sequence[bool], see
 
 def table(found: dict[str, dict[str, float]]) -> str:
     """Markdown: a row for each set of patches, a column for each method, mean over its seeds (each seed)."""
-    methods: dict[str, list[str]] = {}
-    for name in found:
-        methods.setdefault(_SEED.sub("", name), []).append(name)
+    methods = methods_of(found)
     rows = [["patches", *methods]]
     for patches in next(iter(found.values())):
         numbers = [[found[n][patches] for n in names] for names in methods.values()]
@@ -118,10 +115,7 @@ def table(found: dict[str, dict[str, float]]) -> str:
 
 
 def _predictor(folder: Path, fold: str, domains: Sequence[Domain]) -> nnUNetPredictor:
-    model = read_model_folder(folder)
-    labels = {k: v for k, v in model.dataset_json["labels"].items() if k != "background"}
-    if list(labels.values()) != [1]:
-        raise KDError(f"{folder}: an offset has a meaning for one foreground label only, the model has {labels}")
+    model = read_binary_model(folder)
     for domain in domains:
         check_images(domain, model.dataset_json)
     predictor = load_predictor(folder, (fold,), CHECKPOINT)
