@@ -21,6 +21,7 @@ _INTER: dict[str, Any] = {"inter": {"weight": 1.0}}
 _CROSS: dict[str, Any] = {"cross": {"weight": 1.0, "views": "same"}}
 _STRONG: dict[str, Any] = {"preset": "strong", "count": 1, "student_loss": "anchor"}
 _SPATIAL: dict[str, Any] = {"kind": "spatial", "stages": ["bottleneck"], "dim": 128, "after_act": "joint"}
+_ANCHOR_KD: dict[str, Any] = {"kd": {"weight": 1.0, "target": "anchor"}}
 # ours. The MSANs are a probe for FSD: they learn from the features, nothing learns from them
 _PROBED: dict[str, Any] = {
     "views": _STRONG,
@@ -33,7 +34,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "student": {},
     "views-only": {"views": {**_STRONG, "student_loss": "all"}},
     "kd": {"terms": {"kd": {"weight": 1.0}}},
-    "kd+views": {"views": _STRONG, "terms": {"kd": {"weight": 1.0, "target": "anchor"}}},
+    "kd+views": {"views": _STRONG, "terms": _ANCHOR_KD},
     # the paper's ablation columns
     "intra": {**_PAPER, "terms": _INTRA},
     "inter": {**_PAPER, "terms": _INTER},
@@ -43,15 +44,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper": {**_PAPER, "terms": {**_INTRA, **_INTER, **_CROSS}},
     "default": {
         **_PROBED,
-        "terms": {"kd": {"weight": 1.0, "target": "anchor"}},
+        "terms": _ANCHOR_KD,
         "logit_adjustment_views": 1.0,
         "mirrored_teacher": True,
     },
-    "adjusted": {
-        **_PROBED,
-        "terms": {"kd": {"weight": 1.0, "target": "anchor"}},
-        "logit_adjustment": 0.5,
-    },
+    "adjusted": {**_PROBED, "terms": _ANCHOR_KD, "logit_adjustment": 0.5},
     "balanced": {**_PROBED, "terms": {"kd": {"weight": 1.0, "target": "anchor", "balance": 1.0}}},
     "dice": {
         **_PROBED,
@@ -63,7 +60,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "msan": _SPATIAL,
         "act": {},
         "terms": {
-            "kd": {"weight": 1.0, "target": "anchor"},
+            **_ANCHOR_KD,
             "intra": {"weight": 0.1},
             "inter": {"weight": 0.1},
             "cross": {"weight": 0.3, "views": "cross"},
