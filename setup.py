@@ -22,10 +22,10 @@ setup(
     packages=[*find_packages(include=["nnunet_kd*"]), "nnunet_kd.trainers"],
     package_dir={"nnunet_kd.trainers": "trainers"},
     package_data={
-        "nnunet_kd.evaluation": ["templates/*.j2"],
+        "nnunet_kd.evaluation.report": ["templates/*.j2"],
         "nnunet_kd.deploy.runner": ["requirements.txt", "README.md"],  # the export copies them with the runner
     },
-    entry_points={"console_scripts": ["nnunet-kd = nnunet_kd.cli:main"]},
+    entry_points={"console_scripts": ["nnunet-kd = nnunet_kd.cli.main:main"]},
     install_requires=[
         # 2.8 is the first with nnUNet_extTrainer and the present signature of build_network_architecture; the trainers
         # override methods that nnU-Net does not promise to keep, so the next minor version has to be checked first.

@@ -32,9 +32,9 @@ import numpy as np
 from bench.processes import Spent, dice, run_process
 from bench.timing import describe_machine, spread
 
-from nnunet_kd.errors import KDError
-from nnunet_kd.paths import command_path
-from nnunet_kd.text_tables import markdown_table
+from nnunet_kd.utils.environment import command_path
+from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.tables import markdown_table
 
 WIDTH = 0.125
 FEATURES_3D = (32, 64, 128, 256, 320)
@@ -157,10 +157,10 @@ def _quick_jobs(features: Sequence[int], patch: Sequence[int], threads: int, mob
     import torch
     from bench.networks import mobile_unet, plain_unet
 
-    from nnunet_kd.cost import count_parameters
     from nnunet_kd.deploy.onnx_export import write_onnx
     from nnunet_kd.deploy.openvino_export import write_openvino
-    from nnunet_kd.latency import open_onnxruntime, open_openvino, torch_forward
+    from nnunet_kd.networks.cost import count_parameters
+    from nnunet_kd.planning.latency import open_onnxruntime, open_openvino, torch_forward
 
     networks = {"teacher": plain_unet(len(patch), features), "student": plain_unet(len(patch), slim(features))}
     if mobile:
@@ -250,7 +250,7 @@ def _commands(o: argparse.Namespace) -> dict[str, list[str]]:
     mirror = ["--disable_tta"] if o.no_mirroring else []
     program = command_path("nnUNetv2_predict_from_modelfolder")
     stock = [program, "-f", o.fold, "-device", "cpu", "-npp", "1", "-nps", "1", *mirror, "-m"]
-    runner = [sys.executable, "-m", "nnunet_kd.cli", "predict", "-m", str(o.student), "--threads", str(o.threads)]
+    runner = [sys.executable, "-m", "nnunet_kd.cli.main", "predict", "-m", str(o.student), "--threads", str(o.threads)]
     runner += ["--no-mirroring"] if o.no_mirroring else []
     try:
         have = json.loads((o.student / "model.json").read_text(encoding="utf-8"))["networks"]

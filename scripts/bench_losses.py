@@ -28,8 +28,8 @@ from bench import textbook
 from bench.timing import describe_machine, spread, take_turns
 from torch import Tensor, nn
 
-from nnunet_kd.errors import KDError
-from nnunet_kd.text_tables import markdown_table
+from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.tables import markdown_table
 
 LOGITS = ("8x4x256x256", "2x4x96x96x96")
 FEATURES = ("8x64x64x64", "2x64x24x24x24")

@@ -30,9 +30,9 @@ from bench.folders import Row, Trainers, bench_folders
 from bench.parts import time_of_parts
 from bench.timing import describe_machine, spread, take_turns
 
-from nnunet_kd.errors import KDError
-from nnunet_kd.presets import PRESETS
-from nnunet_kd.text_tables import markdown_table
+from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.tables import markdown_table
 
 PEAK_STEPS = 3
 
@@ -184,7 +184,7 @@ def _teacher_forward(trainer, data, decoded: int) -> None:
     """The teacher on all rows of ``data``; its decoder on the first ``decoded`` of them."""
     import torch
 
-    from nnunet_kd.stages import decode, encode
+    from nnunet_kd.networks.stages import decode, encode
 
     with torch.no_grad(), trainer._autocast:
         if decoded == len(data):

@@ -21,8 +21,8 @@ from unittest import mock
 
 from bench.timing import describe_machine, spread, take_turns
 
-from nnunet_kd.errors import KDError
-from nnunet_kd.text_tables import markdown_table
+from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.tables import markdown_table
 
 SHAPES = ("8x1x128x128", "2x3x256x256", "2x1x64x128x128")
 
@@ -63,7 +63,7 @@ def _measure(shape: tuple[int, ...], o: argparse.Namespace) -> dict[str, dict[st
     """Milliseconds per patch of every row at one shape."""
     import torch
 
-    from nnunet_kd.views import PRESETS, Views
+    from nnunet_kd.augmentation.views import PRESETS, Views
 
     if o.device == "cuda" and not torch.cuda.is_available():
         raise KDError("--device cuda, but torch finds no GPU here: use --device cpu")

@@ -24,13 +24,13 @@ import numpy as np
 from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from tqdm import tqdm
 
-from nnunet_kd.errors import KDError
 from nnunet_kd.evaluation.domains import Domain, parse_domain, read_label, read_map
 from nnunet_kd.evaluation.predict import check_images, image_files, load_predictor
-from nnunet_kd.files import write_json
-from nnunet_kd.model_folder import ModelFolder, read_model_folder
-from nnunet_kd.paths import nnunet_folder
-from nnunet_kd.text_tables import markdown_table
+from nnunet_kd.nnunet_io.model_folder import ModelFolder, read_model_folder
+from nnunet_kd.utils.environment import nnunet_folder
+from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.files import write_json
+from nnunet_kd.utils.tables import markdown_table
 
 CHECKPOINT = "checkpoint_final.pth"
 OFFSETS = np.arange(-2.0, 2.01, 0.25)

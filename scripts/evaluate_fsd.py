@@ -10,7 +10,7 @@ last line on stdout is one JSON object with all figures. --quick takes 20 bootst
 
 import sys
 
-from nnunet_kd.cli import main
+from nnunet_kd.cli.main import main
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]

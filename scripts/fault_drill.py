@@ -29,8 +29,8 @@ from drill.prepare import EPOCHS, command, environment, prepare
 from drill.same import differences
 from drill.training import Training, end_all, newest
 
-from nnunet_kd.checkpoints import load_checkpoint
-from nnunet_kd.errors import KDError
+from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
+from nnunet_kd.utils.errors import KDError
 
 RESULTS = ("checkpoint_final.pth", "checkpoint_best.pth")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import rankdata
 
-from nnunet_kd.text_tables import markdown_table
+from nnunet_kd.utils.tables import markdown_table
 
 DISTANCES = {
     "relative FSD": ("domains", "relative"),

@@ -19,8 +19,8 @@ import re
 from collections import defaultdict
 from pathlib import Path
 
-from nnunet_kd.compare.statistics import Difference, Scores, paired_difference
-from nnunet_kd.text_tables import markdown_table
+from nnunet_kd.comparison.analysis.statistics import Difference, Scores, paired_difference
+from nnunet_kd.utils.tables import markdown_table
 
 METRICS = ("dice", "cldice", "nsd", "hd95", "assd")
 PERCENT = ("dice", "cldice", "nsd", "iou", "sensitivity", "specificity", "accuracy")  # differences in points

@@ -26,13 +26,13 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tqdm import tqdm
 
-from nnunet_kd.errors import KDError
+from nnunet_kd.augmentation.views import PRESETS, Views, list_presets
 from nnunet_kd.evaluation.domains import Domain, parse_domain
 from nnunet_kd.evaluation.predict import check_images, image_files, load_predictor
-from nnunet_kd.files import write_json
-from nnunet_kd.paths import nnunet_folder
-from nnunet_kd.text_tables import markdown_table
-from nnunet_kd.views import PRESETS, Views, list_presets
+from nnunet_kd.utils.environment import nnunet_folder
+from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.files import write_json
+from nnunet_kd.utils.tables import markdown_table
 
 _SEED = re.compile(r"_seed(\d+)$")
 _AT_ONCE = 16  # patches in one forward

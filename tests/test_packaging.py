@@ -18,8 +18,8 @@ import pytest
 from packaging.requirements import Requirement
 
 import nnunet_kd
-from nnunet_kd import paths
-from nnunet_kd.errors import KDError
+from nnunet_kd.utils import environment as paths
+from nnunet_kd.utils.errors import KDError
 
 ROOT = Path(__file__).parents[1]
 SHIMS = sorted(file.stem for file in (ROOT / "trainers").glob("nnUNetTrainer*.py"))
@@ -82,7 +82,8 @@ def test_constraints_lie_within_the_declared_ranges():
 def test_nnunet_finds_the_trainer_of_the_package(name, monkeypatch):
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
-    from nnunet_kd import named_trainers, trainer
+    from nnunet_kd.training import distillation as trainer
+    from nnunet_kd.training import named as named_trainers
 
     monkeypatch.setenv("nnUNet_extTrainer", str(paths.trainers_path()))
     found = recursive_find_trainer_class_by_name(name)
@@ -91,7 +92,8 @@ def test_nnunet_finds_the_trainer_of_the_package(name, monkeypatch):
 
 
 def test_every_trainer_has_its_shim():
-    from nnunet_kd import named_trainers, trainer
+    from nnunet_kd.training import distillation as trainer
+    from nnunet_kd.training import named as named_trainers
 
     ours = {name for name in {**vars(trainer), **vars(named_trainers)} if name.startswith("nnUNetTrainer")} - {"nnUNetTrainer"}
     assert ours == set(SHIMS)
@@ -145,10 +147,11 @@ def test_the_wheel_holds_the_trainers_and_works_where_it_is_installed(tmp_path):
 
     assert run(*pip, "install", "--no-deps", "--target", site, wheel).returncode == 0
     code = (
-        "import os; from nnunet_kd.paths import trainers_path; os.environ['nnUNet_extTrainer'] = str(trainers_path())\n"
+        "import os; from nnunet_kd.utils.environment import trainers_path\n"
+        "os.environ['nnUNet_extTrainer'] = str(trainers_path())\n"
         "from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name as find\n"
-        "import nnunet_kd.named_trainers\n"
-        "assert find('nnUNetTrainerGKD') is nnunet_kd.named_trainers.nnUNetTrainerGKD\n"
+        "import nnunet_kd.training.named\n"
+        "assert find('nnUNetTrainerGKD') is nnunet_kd.training.named.nnUNetTrainerGKD\n"
         "print(trainers_path())"
     )
     installed = {**os.environ, "PYTHONPATH": str(site)}

@@ -1,5 +1,5 @@
 """Found by `nnUNetv2_train -tr nnUNetTrainerCWD` when nnUNet_extTrainer names this folder."""
 
-from nnunet_kd.named_trainers import nnUNetTrainerCWD
+from nnunet_kd.training.named import nnUNetTrainerCWD
 
 __all__ = ["nnUNetTrainerCWD"]

@@ -1,5 +1,5 @@
 """Found by `nnUNetv2_train -tr nnUNetTrainerDML` when nnUNet_extTrainer names this folder."""
 
-from nnunet_kd.named_trainers import nnUNetTrainerDML
+from nnunet_kd.training.named import nnUNetTrainerDML
 
 __all__ = ["nnUNetTrainerDML"]

@@ -1,5 +1,5 @@
 """Found by `nnUNetv2_train -tr nnUNetTrainerDistillation` when nnUNet_extTrainer names this folder."""
 
-from nnunet_kd.trainer import nnUNetTrainerDistillation
+from nnunet_kd.training.distillation import nnUNetTrainerDistillation
 
 __all__ = ["nnUNetTrainerDistillation"]

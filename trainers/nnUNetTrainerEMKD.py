@@ -1,5 +1,5 @@
 """Found by `nnUNetv2_train -tr nnUNetTrainerEMKD` when nnUNet_extTrainer names this folder."""
 
-from nnunet_kd.named_trainers import nnUNetTrainerEMKD
+from nnunet_kd.training.named import nnUNetTrainerEMKD
 
 __all__ = ["nnUNetTrainerEMKD"]

@@ -1,5 +1,5 @@
 """Found by `nnUNetv2_train -tr nnUNetTrainerFSP` when nnUNet_extTrainer names this folder."""
 
-from nnunet_kd.named_trainers import nnUNetTrainerFSP
+from nnunet_kd.training.named import nnUNetTrainerFSP
 
 __all__ = ["nnUNetTrainerFSP"]

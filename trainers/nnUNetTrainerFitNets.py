@@ -1,5 +1,5 @@
 """Found by `nnUNetv2_train -tr nnUNetTrainerFitNets` when nnUNet_extTrainer names this folder."""
 
-from nnunet_kd.named_trainers import nnUNetTrainerFitNets
+from nnunet_kd.training.named import nnUNetTrainerFitNets
 
 __all__ = ["nnUNetTrainerFitNets"]

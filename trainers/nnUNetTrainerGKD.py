@@ -1,5 +1,5 @@
 """Found by `nnUNetv2_train -tr nnUNetTrainerGKD` when nnUNet_extTrainer names this folder."""
 
-from nnunet_kd.named_trainers import nnUNetTrainerGKD
+from nnunet_kd.training.named import nnUNetTrainerGKD
 
 __all__ = ["nnUNetTrainerGKD"]

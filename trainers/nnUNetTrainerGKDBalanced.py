@@ -1,5 +1,5 @@
 """Found by `nnUNetv2_train -tr nnUNetTrainerGKDBalanced` when nnUNet_extTrainer names this folder."""
 
-from nnunet_kd.named_trainers import nnUNetTrainerGKDBalanced
+from nnunet_kd.training.named import nnUNetTrainerGKDBalanced
 
 __all__ = ["nnUNetTrainerGKDBalanced"]

@@ -1,5 +1,5 @@
 """Found by `nnUNetv2_train -tr nnUNetTrainerGKDPaper` when nnUNet_extTrainer names this folder."""
 
-from nnunet_kd.named_trainers import nnUNetTrainerGKDPaper
+from nnunet_kd.training.named import nnUNetTrainerGKDPaper
 
 __all__ = ["nnUNetTrainerGKDPaper"]

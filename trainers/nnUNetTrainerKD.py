@@ -1,5 +1,5 @@
 """Found by `nnUNetv2_train -tr nnUNetTrainerKD` when nnUNet_extTrainer names this folder."""
 
-from nnunet_kd.named_trainers import nnUNetTrainerKD
+from nnunet_kd.training.named import nnUNetTrainerKD
 
 __all__ = ["nnUNetTrainerKD"]

@@ -1,5 +1,5 @@
 """Found by `nnUNetv2_train -tr nnUNetTrainerKDViews` when nnUNet_extTrainer names this folder."""
 
-from nnunet_kd.named_trainers import nnUNetTrainerKDViews
+from nnunet_kd.training.named import nnUNetTrainerKDViews
 
 __all__ = ["nnUNetTrainerKDViews"]

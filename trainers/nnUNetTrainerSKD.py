@@ -1,5 +1,5 @@
 """Found by `nnUNetv2_train -tr nnUNetTrainerSKD` when nnUNet_extTrainer names this folder."""
 
-from nnunet_kd.named_trainers import nnUNetTrainerSKD
+from nnunet_kd.training.named import nnUNetTrainerSKD
 
 __all__ = ["nnUNetTrainerSKD"]

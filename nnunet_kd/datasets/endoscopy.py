@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from nnunet_kd.datasets.fundus import FundusCase, read_binary, read_rgb
+from nnunet_kd.datasets.fundus.photographs import FundusCase, read_binary, read_rgb
 from nnunet_kd.datasets.nnunet_format import (
     ConversionReport,
     check_choice,
@@ -27,8 +27,8 @@ from nnunet_kd.datasets.nnunet_format import (
     write_splits,
 )
 from nnunet_kd.datasets.sources import SourceFiles, check_pairs, opened
-from nnunet_kd.errors import KDError
-from nnunet_kd.files import write_json
+from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.files import write_json
 
 PICTURE = r"(?:png|jpe?g|tiff?|bmp)"
 IMAGES = r"(?:images?|original|etis-laribpolypdb)"

@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from nnunet_kd.errors import KDError
-from nnunet_kd.files import write_json
+from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.files import write_json
 
 SPLIT_TAGS = ("Tr", "Ts")
 

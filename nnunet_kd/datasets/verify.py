@@ -15,8 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from nnunet_kd.datasets.contact_sheet import contact_sheet
-from nnunet_kd.datasets.volumes import elsewhere, label_counts, read_volume
-from nnunet_kd.errors import KDError
+from nnunet_kd.datasets.volumetric.volumes import elsewhere, label_counts, read_volume
+from nnunet_kd.utils.errors import KDError
 
 N_SHOWN = 6  # cases on the contact sheet, and names in a line of the text
 SHEET = "verify.png"

@@ -8,8 +8,8 @@ import tempfile
 from pathlib import Path
 
 from nnunet_kd.deploy.export import STOCK_TRAINER
-from nnunet_kd.errors import KDError
-from nnunet_kd.model_folder import read_model_folder
+from nnunet_kd.nnunet_io.model_folder import read_model_folder
+from nnunet_kd.utils.errors import KDError
 
 _STOCK = ("plans.json", "dataset.json", "dataset_fingerprint.json", "MODEL_CARD.md", "fold_*/checkpoint_final.pth")
 

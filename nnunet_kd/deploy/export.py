@@ -17,17 +17,17 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 
-from nnunet_kd import named_trainers
-from nnunet_kd import trainer as trainers
-from nnunet_kd.checkpoints import load_checkpoint, save_atomically
-from nnunet_kd.config import SECTION, read_config
-from nnunet_kd.cost import count_parameters
+from nnunet_kd.config.run import SECTION, read_config
 from nnunet_kd.deploy.model_card import model_card
 from nnunet_kd.deploy.openvino_folder import OpenVINO, add_openvino, check_openvino
 from nnunet_kd.deploy.runner_export import add_runner
-from nnunet_kd.errors import KDError, first_line
-from nnunet_kd.model_folder import ModelFolder, load_network, read_model_folder
-from nnunet_kd.paths import trainers_path
+from nnunet_kd.networks.cost import count_parameters
+from nnunet_kd.nnunet_io.checkpoints import load_checkpoint, save_atomically
+from nnunet_kd.nnunet_io.model_folder import ModelFolder, load_network, read_model_folder
+from nnunet_kd.training import distillation as trainers
+from nnunet_kd.training import named as named_trainers
+from nnunet_kd.utils.environment import trainers_path
+from nnunet_kd.utils.errors import KDError, first_line
 
 STOCK_TRAINER = "nnUNetTrainer"
 CHECKPOINT = "checkpoint_final.pth"  # the name nnUNetv2_predict looks for

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from nnunet_kd.datasets.nnunet_format import read_fold
 from nnunet_kd.deploy.openvino_export import compile_cpu, temporary_name
-from nnunet_kd.errors import KDError
-from nnunet_kd.model_folder import ModelFolder
+from nnunet_kd.nnunet_io.model_folder import ModelFolder
+from nnunet_kd.utils.errors import KDError
 
 if TYPE_CHECKING:
     import openvino

@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import PurePath
 
 from nnunet_kd import __version__
-from nnunet_kd.config import SECTION
+from nnunet_kd.config.run import SECTION
 
 _CARD = """\
 # {folder}

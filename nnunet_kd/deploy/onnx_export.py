@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nnunet_kd.deploy.onnx_rewrites import fold_rows
-from nnunet_kd.errors import KDError
+from nnunet_kd.utils.errors import KDError
 
 INPUT, OUTPUT = "image", "logits"  # names of the ONNX graph's only input and output
 AXES = ("batch", "channel", "z", "y", "x")  # names of their dimensions, without z in 2-D

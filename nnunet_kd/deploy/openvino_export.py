@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from nnunet_kd.deploy.onnx_rewrites import fold_rows, split_narrow_norms
-from nnunet_kd.errors import KDError
+from nnunet_kd.utils.errors import KDError
 
 if TYPE_CHECKING:
     import openvino

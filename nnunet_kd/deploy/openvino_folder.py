@@ -14,8 +14,8 @@ from nnunet_kd.deploy.onnx_export import total_strides
 from nnunet_kd.deploy.openvino_export import write_openvino
 from nnunet_kd.deploy.runner.model import FILE
 from nnunet_kd.deploy.runner_export import add_networks
-from nnunet_kd.model_folder import ModelFolder
-from nnunet_kd.text_tables import markdown_table
+from nnunet_kd.nnunet_io.model_folder import ModelFolder
+from nnunet_kd.utils.tables import markdown_table
 
 _CARD = """
 ## OpenVINO

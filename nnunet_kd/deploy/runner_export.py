@@ -18,7 +18,7 @@ from nnunet_kd.deploy import runner
 from nnunet_kd.deploy.onnx_export import total_strides, write_onnx
 from nnunet_kd.deploy.runner.images import READERS
 from nnunet_kd.deploy.runner.model import FILE, FORMAT_VERSION
-from nnunet_kd.errors import NotSupported
+from nnunet_kd.utils.errors import NotSupported
 
 _NORMALIZATIONS = (
     "ZScoreNormalization",

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunet_kd.errors import KDError
-from nnunet_kd.evaluation.maps import PICTURES, VOLUMES, read_map
-from nnunet_kd.evaluation.measure import CaseFiles, Measured, measure
-from nnunet_kd.evaluation.metrics import Region
+from nnunet_kd.evaluation.images import PICTURES, VOLUMES, read_map
+from nnunet_kd.evaluation.metrics.cases import CaseFiles, Measured, measure
+from nnunet_kd.evaluation.metrics.overlap import Region
+from nnunet_kd.utils.errors import KDError
 
 __all__ = ["Domain", "evaluate_predictions", "measure_predictions", "parse_domain", "read_image", "read_label", "read_map"]
 

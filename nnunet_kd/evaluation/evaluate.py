@@ -15,16 +15,16 @@ from pathlib import Path
 import numpy as np
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunet_kd.checkpoints import load_checkpoint, logged_curves
-from nnunet_kd.config import SECTION
-from nnunet_kd.cost import count_flops, count_parameters
-from nnunet_kd.errors import KDError
+from nnunet_kd.config.run import SECTION
 from nnunet_kd.evaluation.domains import Domain, measure_predictions
+from nnunet_kd.evaluation.fsd.compare import check_domains, compare_models, prepare_runs
+from nnunet_kd.evaluation.fsd.vector_files import save_vectors
+from nnunet_kd.evaluation.fsd.vectors import has_alignment
 from nnunet_kd.evaluation.predict import check_images, check_readable, load_predictor, make_our_trainers_known, predict_domain
-from nnunet_kd.evaluation.semantics import check_domains, compare_models, prepare_runs
-from nnunet_kd.evaluation.vector_files import save_vectors
-from nnunet_kd.evaluation.vectors import has_alignment
-from nnunet_kd.model_folder import ModelFolder, load_network, read_model_folder
+from nnunet_kd.networks.cost import count_flops, count_parameters
+from nnunet_kd.nnunet_io.checkpoints import load_checkpoint, logged_curves
+from nnunet_kd.nnunet_io.model_folder import ModelFolder, load_network, read_model_folder
+from nnunet_kd.utils.errors import KDError
 
 
 @dataclasses.dataclass(frozen=True)

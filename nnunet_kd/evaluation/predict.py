@@ -14,12 +14,12 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tqdm import tqdm
 
-from nnunet_kd.cascade import first_stage_of
-from nnunet_kd.checkpoints import load_checkpoint
-from nnunet_kd.errors import KDError, first_line
 from nnunet_kd.evaluation.domains import Domain, read_map
-from nnunet_kd.model_folder import ModelFolder, read_model_folder
-from nnunet_kd.paths import trainers_path
+from nnunet_kd.nnunet_io.cascade import first_stage_of
+from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
+from nnunet_kd.nnunet_io.model_folder import ModelFolder, read_model_folder
+from nnunet_kd.utils.environment import trainers_path
+from nnunet_kd.utils.errors import KDError, first_line
 
 
 @dataclass(frozen=True)

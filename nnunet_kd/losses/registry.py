@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from torch import nn
 
-from nnunet_kd.losses.attention import AT
-from nnunet_kd.losses.cirkd import CIRKD, CIRKDMemory
-from nnunet_kd.losses.cwd import CWDFeatures, CWDLogits
-from nnunet_kd.losses.dist import DIST
-from nnunet_kd.losses.dml import DML
-from nnunet_kd.losses.emkd import IMD, RAD
-from nnunet_kd.losses.fitnets import FitNets
-from nnunet_kd.losses.fsp import FSP
-from nnunet_kd.losses.ifvd import IFVD
 from nnunet_kd.losses.kd import KD
-from nnunet_kd.losses.skd import SKDPairwise, SKDPairwise2x2, SKDPixelwise
+from nnunet_kd.losses.literature.attention import AT
+from nnunet_kd.losses.literature.cirkd import CIRKD, CIRKDMemory
+from nnunet_kd.losses.literature.cwd import CWDFeatures, CWDLogits
+from nnunet_kd.losses.literature.dist import DIST
+from nnunet_kd.losses.literature.dml import DML
+from nnunet_kd.losses.literature.emkd import IMD, RAD
+from nnunet_kd.losses.literature.fitnets import FitNets
+from nnunet_kd.losses.literature.fsp import FSP
+from nnunet_kd.losses.literature.ifvd import IFVD
+from nnunet_kd.losses.literature.skd import SKDPairwise, SKDPairwise2x2, SKDPixelwise
 
 # Each class says what it compares (reads: "logits" or "features"), its published weight and whether it needs_target. Its
 # keyword arguments are its settings, but for what the networks decide: student_channels, teacher_channels, dims, classes,

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
 
-from nnunet_kd.errors import KDError
-from nnunet_kd.presets import PRESETS
+from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.utils.errors import KDError
 
 DATASET = "Dataset999_Bench"
 
@@ -34,8 +34,8 @@ class Row:
 @contextlib.contextmanager
 def bench_folders(o: argparse.Namespace) -> Iterator[tuple[dict, dict]]:
     """nnU-Net's three folders in a temporary one, for as long as the context lasts. Yields student plans and dataset.json."""
-    from nnunet_kd.model_folder import read_model_folder
-    from nnunet_kd.teacher import describe_teacher
+    from nnunet_kd.nnunet_io.model_folder import read_model_folder
+    from nnunet_kd.nnunet_io.teacher import describe_teacher
 
     with tempfile.TemporaryDirectory() as root, mock.patch.dict(os.environ):
         for name in ("raw", "preprocessed", "results"):
@@ -65,7 +65,7 @@ def write_untrained(folder: Path, plans: dict, dataset_json: dict) -> None:
     """A stock model folder TRAINER__PLANS__CONFIGURATION whose fold 0 has the network's first weights."""
     import torch
 
-    from nnunet_kd.model_folder import build_network, read_model_folder
+    from nnunet_kd.nnunet_io.model_folder import build_network, read_model_folder
 
     (folder / "fold_0").mkdir(parents=True)
     for name, content in (("plans.json", plans), ("dataset.json", dataset_json)):
@@ -134,8 +134,8 @@ class Trainers:
 
     def make(self, row: Row):
         """The trainer of a row, in the middle of the distil phase."""
-        from nnunet_kd.scheduled import nnUNetTrainerScheduled
-        from nnunet_kd.trainer import nnUNetTrainerDistillation
+        from nnunet_kd.training.distillation import nnUNetTrainerDistillation
+        from nnunet_kd.training.scheduled import nnUNetTrainerScheduled
 
         settings = dict(row.settings)
         if self.o.views is not None and ("views" in settings or "views" in PRESETS[row.preset]):

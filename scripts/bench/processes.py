@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_kd.errors import KDError
+from nnunet_kd.utils.errors import KDError
 
 # A small process in between: what a process grows to counts from its parent's size on, and this one may have loaded torch
 _LAUNCHER = """

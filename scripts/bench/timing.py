@@ -50,7 +50,7 @@ def describe_machine(device: str, threads: int, clock: str = "wall") -> str:
 
     import torch
 
-    from nnunet_kd.compare.git import code_version
+    from nnunet_kd.comparison.git import code_version
 
     if device == "cuda":
         machine = torch.cuda.get_device_name()

@@ -8,8 +8,8 @@ import subprocess
 from pathlib import Path
 
 from drill.training import Training
-from nnunet_kd.files import write_json
-from nnunet_kd.paths import command_path, trainers_path
+from nnunet_kd.utils.environment import command_path, trainers_path
+from nnunet_kd.utils.files import write_json
 
 ID, PLANS, TRAINER = 901, "DrillPlans", "nnUNetTrainerGKDCrossView"
 EPOCHS, ITERATIONS = 6, 2
@@ -35,7 +35,7 @@ def environment(work: Path) -> dict[str, str]:
 
 def prepare(work: Path, variables: dict[str, str]) -> Path:
     """Data, teacher and plans, made by nnU-Net's own commands. Returns the folder that the student's fold 0 will write to."""
-    from nnunet_kd.datasets.synthetic_vessels import generate
+    from nnunet_kd.datasets.synthetic.vessels import generate
 
     name = generate(work / "raw", work / "preprocessed", ID, 0, 64, 4, 2, 2)["source"]
     command = [command_path("nnUNetv2_plan_and_preprocess"), "-d", str(ID), "-c", "2d", "-npfp", "1", "-np", "1"]
@@ -43,7 +43,7 @@ def prepare(work: Path, variables: dict[str, str]) -> Path:
     subprocess.run(command, env=planning, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     os.environ.update(variables)  # nnU-Net in this process reads them when it is imported
-    from nnunet_kd.plans import plan_student, plan_teacher
+    from nnunet_kd.planning.plans import plan_student, plan_teacher
 
     size = {"patch_size": (32, 32), "batch_size": 2, "features": (8, 16, 32)}
     teacher = plan_teacher(ID, "2d", **size, iterations=2, epochs=1).plans_name

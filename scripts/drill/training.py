@@ -10,7 +10,7 @@ import threading
 import time
 from pathlib import Path
 
-from nnunet_kd.paths import command_path
+from nnunet_kd.utils.environment import command_path
 
 PATIENCE = 900.0  # seconds that a step of a run may take on a busy machine
 _EPOCH = re.compile(r": Epoch (\d+)\s*$")

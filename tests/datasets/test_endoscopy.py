@@ -10,7 +10,7 @@ from PIL import Image
 
 from nnunet_kd.datasets import CONVERTERS
 from nnunet_kd.datasets.endoscopy import SEQUENCE_STARTS, convert_cvc_clinicdb, convert_etis, convert_kvasir_seg, sequences
-from nnunet_kd.errors import KDError
+from nnunet_kd.utils.errors import KDError
 
 
 def draw(root: Path, images: str, masks: str, name: str, ending: str, seed: int, mask: str | None = None, **options) -> None:

@@ -15,7 +15,7 @@ from nnunet_kd.datasets.nnunet_format import (
     write_dataset_json,
     write_splits,
 )
-from nnunet_kd.errors import KDError
+from nnunet_kd.utils.errors import KDError
 
 
 def test_dataset_name_has_three_digits():

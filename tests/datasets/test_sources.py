@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_kd.cli import main
+from nnunet_kd.cli.main import main
 from nnunet_kd.datasets import CONVERTERS
 from nnunet_kd.datasets.sources import SourceFiles, opened
-from nnunet_kd.errors import KDError
+from nnunet_kd.utils.errors import KDError
 
 KEEP = r"im\d+(?:\.ah)?\.ppm(?:\.gz)?"
 

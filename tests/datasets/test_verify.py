@@ -9,9 +9,9 @@ import pytest
 import SimpleITK
 from PIL import Image
 
-from nnunet_kd.cli import main
+from nnunet_kd.cli.main import main
 from nnunet_kd.datasets.verify import verify_dataset
-from nnunet_kd.errors import KDError
+from nnunet_kd.utils.errors import KDError
 
 
 def write_volume(path: Path, array: np.ndarray, spacing=(0.7, 0.7, 3.0), origin=(1.0, 2.0, 3.0)) -> None:

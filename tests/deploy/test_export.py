@@ -13,17 +13,17 @@ import torch
 from skimage.io import imread
 
 import nnunet_kd
-from nnunet_kd.checkpoints import load_checkpoint, save_atomically
 from nnunet_kd.deploy.archive import check_archive, write_archive
 from nnunet_kd.deploy.export import export_model
-from nnunet_kd.errors import KDError
-from nnunet_kd.paths import trainers_path
+from nnunet_kd.nnunet_io.checkpoints import load_checkpoint, save_atomically
+from nnunet_kd.utils.environment import trainers_path
+from nnunet_kd.utils.errors import KDError
 
 
 @pytest.fixture(scope="module")
 def student(tiny_dataset, tiny_teacher, train) -> Path:
     """A distilled student: half the teacher's width, trained by our own trainer. Its section holds an absolute path."""
-    from nnunet_kd.plans import plan_student
+    from nnunet_kd.planning.plans import plan_student
 
     planned = plan_student(tiny_dataset.id, "2d", str(tiny_teacher.resolve()), features=[4, 8, 16], iterations=2)
     plans = json.loads(planned.file.read_text())

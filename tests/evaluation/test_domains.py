@@ -8,8 +8,8 @@ import pytest
 import SimpleITK
 from skimage.io import imsave
 
-from nnunet_kd.errors import KDError
 from nnunet_kd.evaluation.domains import evaluate_predictions, parse_domain, read_image, read_label
+from nnunet_kd.utils.errors import KDError
 
 
 def _save(file: Path, array: np.ndarray) -> None:

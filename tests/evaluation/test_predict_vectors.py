@@ -17,15 +17,15 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from skimage.io import imread, imsave
 
-from nnunet_kd.checkpoints import load_checkpoint, save_atomically
-from nnunet_kd.errors import KDError
+from nnunet_kd.config.presets import PRESETS
 from nnunet_kd.evaluation.domains import Domain, evaluate_predictions, parse_domain
 from nnunet_kd.evaluation.evaluate import Model, evaluate_model
+from nnunet_kd.evaluation.fsd.vectors import has_alignment, load_aligned_run, semantic_vectors
 from nnunet_kd.evaluation.predict import load_predictor, predict_domain
-from nnunet_kd.evaluation.vectors import has_alignment, load_aligned_run, semantic_vectors
-from nnunet_kd.paths import trainers_path
-from nnunet_kd.plans import plan_student
-from nnunet_kd.presets import PRESETS
+from nnunet_kd.nnunet_io.checkpoints import load_checkpoint, save_atomically
+from nnunet_kd.planning.plans import plan_student
+from nnunet_kd.utils.environment import trainers_path
+from nnunet_kd.utils.errors import KDError
 
 DIM = PRESETS["default"]["msan"]["dim"]
 FINAL = "fold_0/checkpoint_final.pth"
@@ -188,7 +188,7 @@ def test_a_run_is_loaded_with_its_own_weights(gkd, tiny_teacher):
 def test_a_trainer_of_the_users_own_is_found(gkd, home, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "nnUNetTrainerMine.py").write_text(
-        "from nnunet_kd.named_trainers import nnUNetTrainerGKD\nclass nnUNetTrainerMine(nnUNetTrainerGKD):\n    pass\n"
+        "from nnunet_kd.training.named import nnUNetTrainerGKD\nclass nnUNetTrainerMine(nnUNetTrainerGKD):\n    pass\n"
     )
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
     folder = Path(shutil.copytree(gkd, tmp_path / gkd.name))

@@ -1,4 +1,4 @@
-"""KD as a module, and what its own gradient must not change. logit_kd itself: tests/test_losses_kd.py."""
+"""KD as a module, and what its own gradient must not change. logit_kd itself: tests/losses/test_kd.py."""
 
 import pytest
 import torch

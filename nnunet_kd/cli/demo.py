@@ -1,0 +1,275 @@
+"""`nnunet-kd demo`: the main job on data made on the spot, through nnU-Net's own commands.
+
+A teacher, an undistilled student, a logit-distilled student and a GKD student are trained on a synthetic source domain,
+exported, predicted with stock nnU-Net on the source's test cases and on three unseen domains, and compared in a report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nnunet_kd.utils.environment import command_path, trainers_path
+from nnunet_kd.utils.errors import KDError
+
+SOURCE_ID = 901
+DOMAINS = {"source": "Source", "contrast": "Contrast", "texture": "Texture", "noise": "Noise"}
+TRAINERS = {
+    "teacher": "nnUNetTrainerScheduled",
+    "student": "nnUNetTrainerScheduled",
+    "kd": "nnUNetTrainerKD",
+    "gkd": "nnUNetTrainerGKD",
+}
+DESCRIPTIONS = {
+    "teacher": "full-width nnU-Net",
+    "student": "light student without a teacher",
+    "kd": "light student with logit distillation (Hinton)",
+    "gkd": "light student, default preset of GKD",
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large the demo is. Fixed on teacher against undistilled student alone, before distillation was tried."""
+
+    teacher_iterations: int = 600
+    student_iterations: int = 600
+    epochs: int = 10
+    patch: int = 64
+    batch: int = 8
+    features: tuple[int, ...] = (24, 48, 96, 192)
+    width: float = 0.125
+    size: int = 160
+    train: int = 24
+    test: int = 8
+    bootstrap: int = 100
+
+
+QUICK = Scale(20, 20, 10, 32, 2, (8, 16, 32), 0.5, 64, 4, 2, 20)
+
+
+@dataclass
+class Step:
+    """One step: a function, or an nnU-Net or nnunet-kd command. ``share`` is its part of the usual running time."""
+
+    name: str
+    share: float
+    command: list[str] | None = None
+    call: Callable[[], None] | None = None
+
+
+@dataclass
+class Display:
+    """Says which step of how many is running and how long is left, in one line that renews itself on a terminal."""
+
+    steps: list[Step]
+    start: float = field(default_factory=time.time)
+    done: float = 0.0
+
+    def line(self, number: int, step: Step, since: float, note: str = "") -> str:
+        elapsed = time.time() - self.start
+        within = min(0.95 * step.share, time.time() - since)
+        part = (self.done + within) / sum(s.share for s in self.steps)
+        # the usual times of this demo until enough of it has run to go by its own speed
+        usual = sum(s.share for s in self.steps)
+        left = (1 - part) * (usual if part < 0.1 else elapsed / part)
+        return f"[{number}/{len(self.steps)}] {step.name}{note} - {_clock(elapsed)} gone, about {_clock(left)} left"
+
+    def show(self, text: str) -> None:
+        if sys.stdout.isatty():
+            print(f"\r\033[K{text}", end="", flush=True)
+        elif text:
+            print(text, flush=True)
+
+
+def run_demo(out: Path, seed: int = 0, quick: bool = False) -> dict:
+    """Run the whole demo into ``out`` and return the report's data.
+
+    Raises:
+        KDError: a step failed; the message names its log file.
+    """
+    out = out.resolve()
+    scale = QUICK if quick else Scale()
+    work, logs = out / "work", out / "logs"
+    if out.exists():
+        if not (out / "work").is_dir() and any(out.iterdir()):
+            raise KDError(f"{out} exists and is not a demo's folder: pass another with -o")
+        for old in (work, logs):
+            shutil.rmtree(old, ignore_errors=True)
+    for folder in ("raw", "preprocessed", "results"):
+        (work / folder).mkdir(parents=True)
+    logs.mkdir()
+    environment = _environment(work)
+    os.environ.update(environment)  # for what runs in this process
+    steps, state = _plan_steps(out, work, seed, scale), {}
+    display = Display(steps)
+    print(f"nnunet-kd demo, seed {seed}: {len(steps)} steps, about {_clock(sum(s.share for s in steps))} on two CPU cores")
+    for number, step in enumerate(steps, 1):
+        begin = time.time()
+        log = logs / f"{number:02d}_{step.name.replace(' ', '_')}.log"
+        if step.call is not None:
+            display.show(display.line(number, step, begin))
+            state["report"] = step.call(display.start) or state.get("report")
+        elif step.command[0] == "nnunet-kd":
+            display.show(display.line(number, step, begin))
+            _run_here(step, log)
+        else:
+            _run(step, number, display, log, environment)
+        display.done += step.share
+    report = state["report"]
+    from nnunet_kd.evaluation.report.report import print_table
+
+    display.show("")
+    print("\n" + print_table(report))
+    print(f"\nreport: {out / 'report.html'}   ({_clock(report['seconds'])} in all)")
+    return report
+
+
+def _environment(work: Path) -> dict[str, str]:
+    return {
+        "nnUNet_raw": str(work / "raw"),
+        "nnUNet_preprocessed": str(work / "preprocessed"),
+        "nnUNet_results": str(work / "results"),
+        "nnUNet_extTrainer": str(trainers_path()),
+        # loader workers cost more to start than they save here, and without them a seed fixes every batch
+        "nnUNet_n_proc_DA": "0",
+        "nnUNet_def_n_proc": "1",
+        # waiting threads sleep: on two cores that anything else uses too, spinning ones cost more than they save
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _plan_steps(out: Path, work: Path, seed: int, scale: Scale) -> list[Step]:
+    suffix = "" if seed == 0 else f"_seed{seed}"
+    plans = {n: ("nnUNetTeacherPlans" if n == "teacher" else "nnUNetKDPlans") + suffix for n in TRAINERS}
+    dataset = f"Dataset{SOURCE_ID}_SynthSource"
+    trained = {n: work / "results" / dataset / f"{t}__{plans[n]}__2d" for n, t in TRAINERS.items()}
+    images = work / "images"
+    models, predictions = out / "models", out / "predictions"
+    features = [str(f) for f in scale.features]
+
+    def synthesise(start: float) -> None:
+        from nnunet_kd.datasets.synthetic.vessels import generate
+
+        names = generate(work / "raw", work / "preprocessed", SOURCE_ID, seed, scale.size, scale.train, scale.test,
+                         scale.test, overwrite=True)  # fmt: skip
+        images.mkdir()
+        for domain, name in names.items():
+            for image in (work / "raw" / name / ("imagesTs" if domain == "source" else "imagesTr")).iterdir():
+                shutil.copy(image, images)
+
+    def report(start: float) -> dict:
+        return _evaluate(out, work, seed, scale, models, predictions, trained, steps, start)
+
+    def train(name: str) -> list[str]:
+        return ["nnUNetv2_train", str(SOURCE_ID), "2d", "0", "-p", plans[name], "-tr", TRAINERS[name], "-device", "cpu"]
+
+    plan = ["nnunet-kd", "plan", str(SOURCE_ID), "-c", "2d"]
+    steps = [
+        Step("make four domains of images", 5, call=synthesise),
+        Step("plan and preprocess", 22, ["nnUNetv2_plan_and_preprocess", "-d", str(SOURCE_ID), "-c", "2d", "-npfp", "1",
+             "-np", "1"]),
+        Step("plan teacher", 8, [*plan, "--role", "teacher", "--patch-size", str(scale.patch), str(scale.patch),
+             "--batch-size", str(scale.batch), "--features", *features, "--iterations", str(scale.teacher_iterations),
+             "--epochs", str(scale.epochs), "--seed", str(seed)]),
+        Step("train teacher", 130, train("teacher")),
+        Step("plan student", 2, [*plan, "--teacher", str(trained["teacher"].relative_to(work / "results")),
+             "--width", str(scale.width), "--initial-lr", "0.1", "--iterations", str(scale.student_iterations),
+             "--epochs", str(scale.epochs), "--seed", str(seed)]),
+        Step("train student", 45, train("student")),
+        Step("train kd", 75, train("kd")),
+        Step("train gkd", 120, train("gkd")),
+    ]  # fmt: skip
+    for name in TRAINERS:
+        steps.append(Step(f"export {name}", 2, ["nnunet-kd", "export", str(trained[name]), "-o", str(models / name),
+                                                "--overwrite"]))  # fmt: skip
+    for name in TRAINERS:
+        steps.append(Step(f"predict with {name}", 25 if name == "teacher" else 17, [
+            "nnUNetv2_predict_from_modelfolder", "-i", str(images), "-o", str(predictions / name), "-m", str(models / name),
+            "-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_progress_bar"]))  # fmt: skip
+    steps.append(Step("evaluate and write the report", 40, call=report))
+    return steps
+
+
+def _evaluate(
+    out: Path, work: Path, seed: int, scale: Scale, models: Path, predictions: Path, trained: dict[str, Path],
+    steps: list[Step], start: float,
+) -> dict:  # fmt: skip
+    from nnunet_kd.evaluation.domains import parse_domain
+    from nnunet_kd.evaluation.evaluate import Model, evaluate
+    from nnunet_kd.evaluation.report.report import write_report
+
+    raw = work / "raw"
+    specs = [
+        f"{label}={SOURCE_ID + i}:{'Ts' if domain == 'source' else 'Tr'}" for i, (domain, label) in enumerate(DOMAINS.items())
+    ]
+    domains = [parse_domain(spec, raw) for spec in specs]
+    commands = [shlex.join(s.command) for s in steps if s.command]
+    title = "Demo: a light student on synthetic vessels"
+    note = (
+        "Synthetic vessel images, made on the spot. Trained on the source domain only; the other three were never seen. "
+        "docs/results.md shows five seeds."
+    )
+    listed = [
+        Model(n, models / n, trained[n], {d.name: predictions / n for d in domains}, None) for n in TRAINERS
+    ]  # fmt: skip
+    report = evaluate(listed, domains, out, title=title, commands=commands, seed=seed, bootstrap=scale.bootstrap, note=note)
+    for entry in report["models"]:
+        entry["description"] = DESCRIPTIONS[entry["name"]]
+    report["seconds"] = time.time() - start
+    write_report(report, out, title, domains, {n: {d.name: predictions / n for d in domains} for n in TRAINERS})
+    return report
+
+
+def _run_here(step: Step, log: Path) -> None:
+    """One of our own commands, in this process: starting another Python and importing nnU-Net again takes seconds."""
+    from nnunet_kd.cli.main import build_parser
+
+    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
+        options = build_parser().parse_args(step.command[1:])
+        options.run(options)
+
+
+def _run(step: Step, number: int, display: Display, log: Path, environment: dict[str, str]) -> None:
+    command = [command_path(step.command[0]), *step.command[1:]]
+    environment = {**os.environ, **environment}
+    if "plan_and_preprocess" in step.command[0]:
+        environment["nnUNet_n_proc_DA"] = "1"  # nnU-Net's planning cannot work with 0
+    begin = time.time()
+    display.show(display.line(number, step, begin))
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
+        try:
+            while process.poll() is None:
+                time.sleep(0.5)
+                if sys.stdout.isatty():
+                    display.show(display.line(number, step, begin, _epoch(log)))
+        except BaseException:
+            process.terminate()
+            process.wait()
+            raise
+    if process.returncode != 0:
+        tail = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        raise KDError(f'step "{step.name}" failed ({tail[-1] if tail else "no output"}): see {log}')
+
+
+def _epoch(log: Path) -> str:
+    epochs = [
+        line.split()[-1]
+        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
+        if " Epoch " in line and "time" not in line
+    ]
+    return f", epoch {int(epochs[-1]) + 1}" if epochs and epochs[-1].isdigit() else ""
+
+
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

@@ -1,0 +1,1 @@
+"""What the rows of a comparison say: groups of runs, statistics, differences, costs."""

@@ -1,0 +1,123 @@
+"""The comparison's CSV: one row per method, seed, dataset and case. Rows are only ever appended.
+
+A file of one source and one fold has COLUMNS. Rows of named sources or folds need two more, which a file gets with its first
+such row; the rows before then have them empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from nnunet_kd.comparison.locks import locked
+from nnunet_kd.utils.errors import KDError
+
+COLUMNS = ("method", "seed", "dataset", "case", "dice", "iterations", "device", "commit", "config_hash", "params", "date",
+           "cpu_seconds")  # fmt: skip
+ADDED = ("source", "fold")
+IDENTITY = ("method", "seed", "dataset", "params", "config_hash")  # source and fold are part of the hash
+
+
+def read_rows(file: Path) -> list[dict[str, str]]:
+    """All complete rows, as text, each with COLUMNS and ADDED. An empty list if there is no file yet.
+
+    Raises:
+        KDError: other columns than this program's, or a row with too few.
+    """
+    if not file.is_file():
+        return []
+    return _parse(file, file.read_bytes())[0]
+
+
+def append_rows(file: Path, rows: Sequence[dict[str, object]]) -> None:
+    """Add rows in one piece, under a lock on the file. Rows that are there already (another process) are left out.
+
+    A last line that a killed process left half-written is taken away first: its case counts as missing.
+    """
+    with _locked_still(file) as fd:
+        content = os.pread(fd, os.fstat(fd).st_size, 0)
+        whole = content[: content.rfind(b"\n") + 1]
+        before, columns = _parse(file, whole) if whole else ([], COLUMNS)
+        there = {(*_identity(r), r["case"]) for r in before}
+        new = [r for r in rows if (*_identity(r), r["case"]) not in there]
+        if len(columns) == len(COLUMNS) and any(r.get(c, "") != "" for r in new for c in ADDED):
+            # in another file that then takes this one's place: a kill in the middle leaves the old one whole
+            temporary = file.with_name(f".{file.name}.tmp{os.getpid()}")
+            temporary.write_bytes(_text((*COLUMNS, *ADDED), [*before, *new], header=True))
+            os.replace(temporary, file)
+            return
+        os.ftruncate(fd, len(whole))
+        os.pwrite(fd, _text(columns, new, header=not whole), len(whole))
+        os.fsync(fd)
+
+
+def part_of(file: Path, name: str) -> Path:
+    """The CSV of one job, for `take_over_parts` once the job has renamed it to NAME.done.csv."""
+    return file.with_name(f"{file.name}.parts") / f"{name}.csv"
+
+
+def take_over_parts(file: Path) -> None:
+    """Add the rows of finished jobs (CSV.parts/NAME.done.csv) and remove those files."""
+    for part in sorted(part_of(file, "x").parent.glob("*.done.csv")):
+        try:
+            append_rows(file, read_rows(part))
+            part.unlink()
+        except FileNotFoundError:  # another process was quicker
+            continue
+
+
+def cases_by_identity(rows: Iterable[dict[str, str]]) -> dict[tuple[str, ...], set[str]]:
+    """``{(method, seed, dataset, params, config_hash): cases}``."""
+    found: dict[tuple[str, ...], set[str]] = {}
+    for row in rows:
+        found.setdefault(_identity(row), set()).add(row["case"])
+    return found
+
+
+@contextmanager
+def _locked_still(file: Path) -> Iterator[int]:
+    """The lock of ``file``, not of one that another process has replaced while we waited."""
+    while True:
+        with locked(file) as fd:
+            if file.exists() and os.path.samestat(os.fstat(fd), file.stat()):
+                yield fd
+                return
+
+
+def _text(columns: Sequence[str], rows: Iterable[dict], header: bool) -> bytes:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n", restval="", extrasaction="ignore")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def _identity(row: dict) -> tuple[str, ...]:
+    return tuple(str(row[c]) for c in IDENTITY)
+
+
+def _parse(file: Path, content: bytes) -> tuple[list[dict[str, str]], tuple[str, ...]]:
+    """The rows and the columns."""
+    reader = csv.DictReader(io.StringIO(content[: content.rfind(b"\n") + 1].decode("utf-8")), strict=True)
+    columns = tuple(reader.fieldnames or ())
+    if columns not in (COLUMNS, (*COLUMNS, *ADDED)):
+        raise KDError(f"{file} has other columns than {','.join(COLUMNS)}: name another csv, or mend its first line")
+    rows = list(reader)
+    for number, row in enumerate(rows, 2):
+        if None in row or None in row.values() or not row["seed"].isdigit() or not _is_number(row["dice"]):
+            raise KDError(f"{file}, line {number} is no row of {','.join(columns)}: mend or remove it")
+        row |= {c: row.get(c, "") for c in ADDED}
+    return rows, columns
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,1 @@
+"""Eye photographs: one preprocessing, one file per public set."""

@@ -1,0 +1,1 @@
+"""Drawn data sets with a source and unseen domains."""

@@ -1,0 +1,1 @@
+"""What one step distils: views, the teacher's answers, phases, weights. Tensors and modules, no nnU-Net."""

@@ -1,0 +1,339 @@
+"""One training step's distillation: views -> features -> semantic vectors -> terms.
+
+Knows tensors and modules, not nnU-Net's trainer. A step runs
+
+1. ``prepare``: views of the batch, one teacher forward over all that is needed of them;
+2. ``terms``: the distillation terms from the student's logits and encoder features (their one forward is the trainer's);
+3. ``align``: a step of the P-SAE or of the MSANs, on detached features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from nnunet_kd.augmentation.views import Views
+from nnunet_kd.config.run import Config
+from nnunet_kd.distillation.alignment import Alignment, AlignmentTrainer
+from nnunet_kd.distillation.gkd_terms import MSANTerms
+from nnunet_kd.distillation.stage_losses import PairLosses
+from nnunet_kd.distillation.step import Step, repeat_rows, rows_of
+from nnunet_kd.distillation.teacher_forward import TeacherReader
+from nnunet_kd.losses import (
+    adjusted_logits,
+    balanced_logits,
+    class_frequencies,
+    logit_kd,
+)
+from nnunet_kd.networks.stages import StageTable, pair_stages
+from nnunet_kd.utils import distributed as ranks
+from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.finite import all_finite, skip_if
+
+_FREQUENCY_MOMENTUM = 0.05
+QUALITY = ("reconstruction", "consistency", "agreement")
+
+
+class Distiller:
+    """Views, MSANs and terms of one run.
+
+    Args:
+        config: the run's settings.
+        tables: stage tables of teacher and student (none for controls without MSAN terms).
+        patch_size: spatial size of the training patches.
+        num_outputs: segmentation heads (classes, or regions).
+        regions: sigmoid heads.
+        classes: annotated classes, background included (with regions: combinations of regions).
+        keep_zero: per image channel, whether pixels that are exactly 0 lie outside the field of view. A cascade's data
+            hold further channels, the previous stage's segmentation as one-hot map.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        student: nn.Module,
+        tables: dict[str, StageTable] | None,
+        patch_size: Sequence[int],
+        num_outputs: int,
+        regions: bool,
+        classes: int,
+        keep_zero: Sequence[bool],
+        device: torch.device,
+    ) -> None:
+        self.config, self.regions, self.device = config, regions, device
+        self.student, self.teacher, self._reader = student, None, None
+        # a generator of their own: drawing views leaves the loader's random numbers, and so the batches, as they are
+        self.generator = torch.Generator(device=device).manual_seed(ranks.own_seed(config.seed))
+        self.frequencies: torch.Tensor | None = None
+        self.views = Views(config.views.preset, keep_zero) if config.views else None
+        self._images = len(keep_zero)
+        # a teacher of 3d_fullres reads the images of a cascade's data alone
+        self._teacher_reads = config.teacher.stages.input_channels if config.teacher else None
+        self.alignment: Alignment | None = None
+        self.aligner: AlignmentTrainer | None = None
+        if config.need_alignment:
+            pairs = pair_stages(tables["teacher"], tables["student"], config.msan.stages)
+            if config.terms.cross is not None and all(pair.decoder for pair in pairs):
+                raise KDError(
+                    f'"nnunet_kd.terms.cross" swaps encoder stages, and msan.stages {config.msan.stages} has none: add one, '
+                    'such as "bottleneck", or set "cross" to null'
+                )
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                self.alignment = Alignment(config.msan, config.act, pairs, tables, patch_size, num_outputs, regions)
+            self.alignment.to(device)
+            self.aligner = AlignmentTrainer(self.alignment)
+            self.msan_terms = MSANTerms(self.alignment, student, regions, self.adjusted)
+        self.pair_losses: PairLosses | None = None
+        if config.loss_settings:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed + 1)
+                self.pair_losses = PairLosses(config.loss_settings, tables, len(patch_size), classes, regions).to(device)
+        self._distributed: nn.Module | None = None
+
+    @property
+    def view_count(self) -> int:
+        return self.config.views.count if self.views else 0
+
+    @property
+    def needs_teacher(self) -> bool:
+        return bool(self.config.distils)
+
+    @property
+    def needs_onehot(self) -> bool:
+        return self.alignment is not None
+
+    @property
+    def needs_features(self) -> bool:
+        return self.alignment is not None or self._losses_need_features
+
+    @property
+    def needs_decoder_stages(self) -> bool:
+        aligned = self.alignment is not None and any(pair.decoder for pair in self.alignment.pairs)
+        return aligned or (self.pair_losses is not None and self.pair_losses.needs_decoder_stages)
+
+    @property
+    def _losses_need_features(self) -> bool:
+        return self.pair_losses is not None and self.pair_losses.needs_features
+
+    @property
+    def learned(self) -> list[torch.nn.Parameter]:
+        """What the losses learn themselves: for nnU-Net's optimizer, beside the student's parameters."""
+        return [] if self.pair_losses is None else list(self.pair_losses.parameters())
+
+    def needs_features_in(self, phase: str) -> bool:
+        """Whether stage features are read in this phase: MSANs leave the warm-up alone, losses between stages do not."""
+        return self._losses_need_features or (self.alignment is not None and phase != "warm-up")
+
+    @property
+    def log_keys(self) -> list[str]:
+        """Names of the values a step may report, in the order of the pictures."""
+        keys = [t if t != "cross" else f"cross_{way}" for t in self.config.terms.active
+                for way in (("ts", "st") if t == "cross" else ("",))]  # fmt: skip
+        keys += self.pair_losses.names if self.pair_losses is not None else []
+        if self.alignment is not None:
+            keys += [f"act_{q}_{n}" for q in QUALITY for n in ("teacher", "student")]
+            keys += [f"act_semantic_{n}" for n in ("teacher", "student") if self.alignment.autoencoder is not None]
+            keys += [f"act_decoded_{n}" for n in ("teacher", "student") if self.config.act.decoded]
+            keys += ["act_alignment_student"] if self.config.act.alignment else []
+            keys += ["act_autoencoder"] if self.alignment.trains_autoencoder else []
+        return keys
+
+    def distribute(self, device_ids: list | None) -> None:
+        """Average the gradients of what the losses learn across ranks."""
+        if self.learned:
+            self._distributed = nn.parallel.DistributedDataParallel(self.pair_losses, device_ids=device_ids)
+
+    def attach(self, teacher: nn.Module) -> None:
+        """Give the distiller its teacher (teacher.FrozenTeacher), once training starts.
+
+        Raises:
+            KDError: KD asks for more mirrorings than the teacher was trained with.
+        """
+        kd, known = self.config.terms.kd, len(teacher.mirrorings)
+        if kd is not None and (kd.mirrorings or 0) > known:
+            raise KDError(
+                f'"nnunet_kd.terms.kd.mirrorings" is {kd.mirrorings}, the teacher was trained with {known} mirrorings: '
+                + (f"write {known} or less" if known else "remove the key")
+            )
+        self.teacher = teacher
+        self._reader = TeacherReader(self.config, teacher, self.needs_decoder_stages, self._logits_of_views_read)
+
+    def phase(self, progress: float) -> str:
+        """ "warm-up", "act" or "distil" at this fraction of the training."""
+        if self.alignment is None:
+            return "distil"
+        act = self.config.act
+        return "warm-up" if progress < act.start else "act" if progress < act.end else "distil"
+
+    def weight(self, term: str, progress: float) -> float:
+        """The term's weight now: 0 before its start, then a linear ramp."""
+        start = 0.0 if term == "kd" else self.config.act.end
+        return getattr(self.config.terms, term).weight * self._ramp(progress - start)
+
+    def _ramp(self, since: float) -> float:
+        """From 0 to 1 over ``config.ramp`` of the training; 0 before the start."""
+        if since < 0:
+            return 0.0
+        return min(1.0, since / self.config.ramp) if self.config.ramp > 0 else 1.0
+
+    def adjusted(self, logits: torch.Tensor, anchors: int | None = None) -> torch.Tensor:
+        """The student's logits `(n, C, *S)` as its losses read them: the first ``anchors`` rows are of anchors (all, if None),
+        the others of views."""
+        anchor, view = self.config.logit_adjustment or 0.0, self.config.logit_adjustment_views
+        if view is None or view == anchor:
+            return adjusted_logits(logits, anchor, self.regions)
+        rows = torch.full((len(logits),), float(view), device=logits.device)
+        rows[:anchors] = anchor
+        return adjusted_logits(logits, rows, self.regions)
+
+    def prepare(
+        self,
+        data: torch.Tensor,
+        onehot: torch.Tensor | None,
+        mask: torch.Tensor | None,
+        progress: float,
+        labels: torch.Tensor | None = None,
+        iteration: int = 0,
+    ) -> Step:
+        """Draw the views and run the teacher.
+
+        Args:
+            data: ``(B, C, *S)``, nnU-Net's augmented patches (the anchors); a cascade's one-hot maps behind the images.
+            onehot: annotation ``(B, L, *S)`` for the P-SAE.
+            mask: ``(B, 1, *S)``, True where annotated; None without an ignore label.
+            labels: class numbers ``(B, *S)`` for the losses between stages, -1 where not annotated.
+            iteration: number of the step since the training began, for terms that leave steps out.
+
+        Raises:
+            SkipStep: NaN or Inf in what the teacher says.
+        """
+        views = [self._view(data) for _ in range(self.view_count)]
+        # a part that reads a share of the batch takes the first of a random order: nnU-Net puts forced foreground last
+        order = torch.randperm(len(data), generator=self.generator, device=data.device)
+        everything = torch.cat([data, *views]) if views else data
+        step = Step(everything, len(views), self.phase(progress), progress, order, onehot, mask, labels, iteration)
+        kd, features_read = self.config.terms.kd, self.needs_features_in(step.phase)
+        if self.teacher is None or not (kd or features_read or self.pair_losses is not None):
+            return step
+        seen = (step.data if self._teacher_sees_views(step.phase) else data)[:, : self._teacher_reads]
+        with torch.no_grad():
+            said = self._reader.read(step, seen, features_read, self.generator)
+            # before a running mean or a memory takes them in
+            skip_if("" if all_finite(said) else "the teacher's prediction is not finite", self.device)
+            self._observe_frequencies(step)
+        step.frequencies = self.frequencies
+        return step
+
+    def _view(self, data: torch.Tensor) -> torch.Tensor:
+        """A view of the images; the previous stage's segmentation of a cascade stays as it is."""
+        view = self.views(data[:, : self._images], self.generator)
+        return view if data.shape[1] == self._images else torch.cat([view, data[:, self._images :]], dim=1)
+
+    def _observe_frequencies(self, step: Step) -> None:
+        """How often the teacher predicts each class on the anchors, as a running mean."""
+        settings = self.config.terms
+        if not any(t is not None and t.balance for t in (settings.kd, settings.cross)):
+            return
+        now = class_frequencies(step.teacher_logits[: step.batch], self.regions, step.mask)
+        ranks.average(now)
+        if self.frequencies is None:
+            self.frequencies = now
+        else:
+            self.frequencies = torch.lerp(self.frequencies, now, _FREQUENCY_MOMENTUM)
+
+    def terms(self, step: Step) -> dict[str, tuple[float, torch.Tensor]]:
+        """The terms that are on now: ``{name: (weight, value)}``. ``step`` must hold the student's logits and features."""
+        settings, found = self.config.terms, {}
+        if settings.kd is not None:
+            found["kd"] = (self.weight("kd", step.progress), self._kd(step))
+        if self.pair_losses is not None:
+            ramp = self._ramp(step.progress)
+            found |= {name: (ramp * weight, value) for name, (weight, value) in self._between_stages(step).items()}
+        if step.phase != "distil" or self.alignment is None:
+            return found
+        for name, (share, value) in self.msan_terms.values(settings, step, self.teacher.network).items():
+            found[name] = (self.weight(name.partition("_")[0], step.progress) * share, value)
+        return found
+
+    def align(self, step: Step) -> dict[str, float]:
+        """The alignment networks' own step: the P-SAE while warming up, then ACT; afterwards only if ``joint``."""
+        if self.alignment is None:
+            return {}
+        if step.phase == "warm-up":
+            return self.aligner.autoencoder_step(step.onehot, step.mask)
+        if step.phase == "distil" and self.config.msan.after_act == "frozen":
+            return {}
+        end = self.config.act.end if self.config.msan.after_act == "frozen" else 1.0
+        remaining = (end - step.progress) / (end - self.config.act.start)
+        anchors = step.share(self.config.act.share)
+        features, logits = {}, {}
+        for name, feats, outputs in (
+            ("teacher", step.teacher_features, step.teacher_logits),
+            ("student", step.student_features, step.student_logits),
+        ):
+            rows = torch.cat([anchors + k * step.batch for k in range(len(feats[0]) // step.batch)])
+            features[name], logits[name] = [f[rows].detach() for f in feats], outputs[anchors].detach()
+        onehot = step.onehot[anchors]
+        mask = None if step.mask is None else step.mask[anchors]
+        # bfloat16 has float32's range; float16 would need a gradient scaler of its own here
+        half = self.device.type == "cpu" and self.config.schedule.cpu_precision == "bfloat16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=half):
+            networks = {"teacher": self.teacher.network, "student": self.student}
+            return self.aligner.msan_step(networks, features, logits, onehot, remaining, self.regions, mask)
+
+    def state_dict(self) -> dict:
+        """Everything an exact continuation needs, the teacher excepted."""
+        state = {"generator": self.generator.get_state(), "frequencies": self.frequencies}
+        if self.pair_losses is not None:
+            state["losses"] = self.pair_losses.state_dict()
+        if self.alignment is not None:
+            state["alignment"] = self.alignment.state_dict()
+            state["optimizers"] = self.aligner.state_dict()
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        self.generator.set_state(state["generator"].cpu())
+        self.frequencies = None if state.get("frequencies") is None else state["frequencies"].to(self.device)
+        if self.pair_losses is not None:
+            self.pair_losses.load_state_dict(state["losses"])
+        if self.alignment is not None:
+            self.alignment.load_state_dict(state["alignment"])
+            self.aligner.load_state_dict(state["optimizers"])
+
+    def _kd(self, step: Step) -> torch.Tensor:
+        settings = self.config.terms.kd
+        student, mask = self.adjusted(step.student_logits, step.batch), step.mask
+        teacher = step.teacher_logits if step.mirrored_logits is None else step.mirrored_logits
+        seen = student.shape[0] // step.batch
+        teacher = rows_of(teacher, step.batch, seen, settings.target)
+        if mask is not None:
+            mask = repeat_rows(mask, seen)
+        if settings.balance:
+            teacher = balanced_logits(teacher, step.frequencies, settings.balance, self.regions)
+        return logit_kd(student, teacher, settings.temperature, self.regions, mask)
+
+    def _between_stages(self, step: Step) -> dict[str, tuple[float, torch.Tensor]]:
+        losses = self._distributed or self.pair_losses
+        features = step.student_features or [], step.teacher_features or []
+        student = self.adjusted(step.student_logits, step.batch)
+        return losses(*features, student, step.teacher_logits, step.labels, step.batch, step.progress)
+
+    @property
+    def _logits_of_views_read(self) -> bool:
+        kd = self.config.terms.kd
+        losses = self.pair_losses is not None and self.pair_losses.logits_of_views_read
+        return losses or (kd is not None and kd.target == "view")
+
+    def _teacher_sees_views(self, phase: str) -> bool:
+        """Whether any active part reads the teacher on the views; the anchor is enough for most cross-view settings."""
+        settings = self.config.terms
+        if self._logits_of_views_read or (self.pair_losses is not None and self.pair_losses.teacher_sees_views):
+            return True
+        if self.alignment is None or phase == "warm-up":
+            return False
+        graphs = any(g is not None and g.target == "view" for g in (settings.intra, settings.inter))
+        aligning = phase == "act" or self.config.msan.after_act == "joint"
+        return graphs or (aligning and self.config.act.consistency > 0)

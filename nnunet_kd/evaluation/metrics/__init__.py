@@ -1,0 +1,1 @@
+"""Metrics of segmentations: of arrays, of cases, of folders."""

@@ -1,0 +1,1 @@
+"""The evaluation's HTML page, its pictures and its finding in words."""

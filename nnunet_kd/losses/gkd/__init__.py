@@ -1,0 +1,1 @@
+"""The losses of the paper (Generalizable Knowledge Distillation): ACT, DCGD, DICD."""

@@ -1,0 +1,1 @@
+"""Networks: cut into stages, aligned by MSANs, counted and timed."""

@@ -1,0 +1,1 @@
+"""nnU-Net's files: trained folders, checkpoints and plans, read safely."""

@@ -1,0 +1,110 @@
+"""One configuration of nnU-Net's plans: taken out whole, and its network and patch changed."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from pathlib import Path
+
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunet_kd.utils.errors import KDError
+
+
+def configurations_of(plans: dict, configuration: str, folder: Path) -> dict[str, dict]:
+    """The configuration, and the second stages of its cascade, for which nnU-Net's final validation predicts.
+
+    Only those whose data are preprocessed: nnU-Net would fail on others at the end of the training.
+
+    Args:
+        plans: content of a plans file.
+        folder: the data set's preprocessed folder.
+
+    Raises:
+        KDError: no such configuration.
+    """
+    config = flat_configuration(plans, configuration, folder)
+    stages = config.pop("next_stage", None) or []
+    following = {}
+    for stage in [stages] if isinstance(stages, str) else stages:
+        flat = flat_configuration(plans, stage, folder) if stage in plans["configurations"] else {}
+        if flat and (folder / flat["data_identifier"]).is_dir():
+            following[stage] = flat
+    if following:
+        config["next_stage"] = list(following)
+    return {configuration: config, **following}
+
+
+def flat_configuration(plans: dict, configuration: str, folder: Path) -> dict:
+    """The configuration with its inheritance resolved, so that a changed architecture replaces nothing by accident."""
+    have = plans["configurations"]
+    if configuration not in have:
+        raise KDError(f"configuration {configuration} is not in plans {plans['plans_name']} of {folder.name}: use one of "
+                      f"{', '.join(have)}")  # fmt: skip
+    config = deepcopy(PlansManager(deepcopy(plans)).get_configuration(configuration).configuration)
+    config.pop("inherits_from", None)
+    return config
+
+
+def features_of(config: dict) -> list[int]:
+    """The network's features per stage. Raises KDError if it is no U-Net."""
+    kwargs = config["architecture"]["arch_kwargs"]
+    if "features_per_stage" not in kwargs:
+        raise KDError(
+            f"a {config['architecture']['network_class_name'].split('.')[-1]} has no features per stage to change: name plans "
+            "of a U-Net of the same data with --base-plans"
+        )
+    return kwargs["features_per_stage"]
+
+
+def set_patch_size(config: dict, patch_size: list[int]) -> None:
+    """Set the patch size, and stages, strides and kernels by nnU-Net's own rule for it."""
+    if len(patch_size) != len(config["patch_size"]):
+        raise KDError(f"--patch-size needs {len(config['patch_size'])} numbers for this configuration, got {patch_size}")
+    if min(patch_size) < 8:
+        raise KDError(f"--patch-size {patch_size} is too small: every axis needs at least 8 pixels")
+    kwargs = config["architecture"]["arch_kwargs"]
+    # nnU-Net's rule: halve an axis while 4 pixels remain at the bottleneck
+    _, strides, kernels, fitted, _ = get_pool_and_conv_props(config["spacing"], patch_size, 4, 999999)
+    stages = len(strides)
+    old = features_of(config)
+    base, top = old[0], max(old)
+    config["patch_size"] = [int(p) for p in fitted]
+    kwargs["n_stages"] = stages
+    kwargs["strides"] = [[int(i) for i in s] for s in strides]
+    kwargs["kernel_sizes"] = [[int(i) for i in k] for k in kernels]
+    kwargs["features_per_stage"] = [min(base * 2**i, top) for i in range(stages)]
+    for key, length in (("n_conv_per_stage", stages), ("n_blocks_per_stage", stages),
+                        ("n_conv_per_stage_decoder", stages - 1)):  # fmt: skip
+        if key in kwargs:
+            kwargs[key] = (list(kwargs[key]) + [kwargs[key][-1]] * length)[:length]
+
+
+def set_features(config: dict, features: list[int]) -> None:
+    """Set the features per stage; fewer entries than stages make a shallower network."""
+    kwargs = config["architecture"]["arch_kwargs"]
+    stages = len(features)
+    features_of(config)
+    if not 2 <= stages <= kwargs["n_stages"] or min(features) < 1:
+        raise KDError(f"features {features}: give 2 to {kwargs['n_stages']} positive numbers, one per stage")
+    kwargs["n_stages"] = stages
+    kwargs["features_per_stage"] = [int(f) for f in features]
+    for key in ("strides", "kernel_sizes", "n_conv_per_stage", "n_blocks_per_stage"):
+        if key in kwargs:
+            kwargs[key] = kwargs[key][:stages]
+    # the decoder's list starts at the bottleneck: keep the entries of the remaining, higher-resolution stages
+    kwargs["n_conv_per_stage_decoder"] = kwargs["n_conv_per_stage_decoder"][-(stages - 1) :]
+
+
+def set_convs(config: dict, convs: int) -> None:
+    """Set the convolutions per stage, of a residual encoder the blocks (its decoder gets at most what it had)."""
+    kwargs = config["architecture"]["arch_kwargs"]
+    stages = len(features_of(config))
+    if convs < 1:
+        raise KDError(f"--convs {convs} must be at least 1")
+    if "n_blocks_per_stage" in kwargs:
+        kwargs["n_blocks_per_stage"] = [convs] * stages
+        kwargs["n_conv_per_stage_decoder"] = [min(convs, n) for n in kwargs["n_conv_per_stage_decoder"]]
+    else:
+        kwargs["n_conv_per_stage"] = [convs] * stages
+        kwargs["n_conv_per_stage_decoder"] = [convs] * (stages - 1)

@@ -1,0 +1,172 @@
+"""nnU-Net's model folder: plans, dataset.json and checkpoints of a trained network, read safely and built strictly."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import inspect
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2.paths import nnUNet_results
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from nnunet_kd.config.run import SECTION
+from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
+from nnunet_kd.nnunet_io.trust import check_architectures
+from nnunet_kd.utils.environment import trainers_path
+from nnunet_kd.utils.errors import KDError, first_line
+
+
+@dataclass
+class ModelFolder:
+    """nnU-Net's training output folder: ``Trainer__Plans__configuration`` with plans.json and dataset.json."""
+
+    path: Path
+    plans: dict
+    dataset_json: dict
+    configuration: str
+
+    @property
+    def trainer(self) -> str:
+        """Name of the trainer class: the folder's, or of a renamed folder what its first checkpoint says."""
+        parts = self.path.name.split("__")
+        if len(parts) == 3:
+            return parts[0]
+        file = next(iter(sorted(self.path.glob("fold_*/checkpoint_*.pth"))), None)
+        return "nnUNetTrainer" if file is None else load_checkpoint(file)["trainer_name"]
+
+    @property
+    def plans_hash(self) -> str:
+        """Hash of what the network and its input depend on."""
+        relevant = {"dataset": self.plans["dataset_name"], "configuration": self.configuration,
+                    "plans": self.plans["configurations"]}  # fmt: skip
+        return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+    def checkpoint(self, fold: int | str, name: str = "checkpoint_final.pth") -> Path:
+        return self.path / f"fold_{fold}" / name
+
+    def trained_folds(self, name: str = "checkpoint_final.pth") -> list[str]:
+        return sorted(p.parent.name[len("fold_") :] for p in self.path.glob(f"fold_*/{name}"))
+
+
+def resolve_folder(folder: str | Path) -> Path:
+    """An absolute path, or one relative to nnUNet_results (tried first) or to the current folder; of a file likewise."""
+    folder = Path(folder).expanduser()
+    if folder.is_absolute():
+        return folder
+    if nnUNet_results.is_set() and (Path(str(nnUNet_results)) / folder).exists():
+        return Path(str(nnUNet_results)) / folder
+    return folder.resolve()
+
+
+def read_model_folder(folder: str | Path) -> ModelFolder:
+    """Read plans and dataset.json of a trained model folder (``.../fold_0`` is accepted too).
+
+    Raises:
+        KDError: the folder or one of its files is missing or unreadable, its name does not tell the configuration, or its
+            plans name what is no network class (trust.py).
+    """
+    path = resolve_folder(folder)
+    if path.name.startswith("fold_"):
+        path = path.parent
+    if not path.is_dir():
+        raise KDError(f"model folder {path} does not exist: pass nnU-Net's folder TRAINER__PLANS__CONFIGURATION")
+    plans = _read_object(path / "plans.json", {"dataset_name": str, "plans_name": str, "configurations": dict})
+    dataset_json = _read_object(path / "dataset.json", {"labels": dict, "file_ending": str})
+    if not isinstance(dataset_json.get("channel_names", dataset_json.get("modality")), dict):
+        raise KDError(f"{path / 'dataset.json'} names no input channels (channel_names): restore the file")
+    check_architectures(plans, path / "plans.json")
+    configuration = path.name.split("__")[-1]
+    if configuration not in plans.get("configurations", {}):
+        configuration = _configuration_of_checkpoint(path, plans)
+    return ModelFolder(path, plans, dataset_json, configuration)
+
+
+def _read_object(file: Path, keys: dict[str, type]) -> dict:
+    restore = "train the model again or restore the file"
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise KDError(f"{file} is missing: train the model first with nnUNetv2_train, or fix the path") from None
+    except ValueError as error:
+        raise KDError(f"{file} is not valid JSON ({error}): {restore}") from None
+    for key, kind in keys.items():
+        if not isinstance(content, dict) or not isinstance(content.get(key), kind):
+            raise KDError(f'{file} is not nnU-Net\'s ("{key}" is missing or no {kind.__name__}): {restore}')
+    return content
+
+
+def _configuration_of_checkpoint(path: Path, plans: dict) -> str:
+    """The configuration of a renamed folder (an exported model, say), from its first checkpoint."""
+    for file in sorted(path.glob("fold_*/checkpoint_*.pth")):
+        configuration = load_checkpoint(file)["init_args"].get("configuration")
+        if configuration in plans.get("configurations", {}):
+            return configuration
+    raise KDError(
+        f"{path} is not named TRAINER__PLANS__CONFIGURATION and holds no checkpoint that tells its configuration: "
+        f"name it so that it ends in __CONFIGURATION (one of {', '.join(plans.get('configurations', {}))})"
+    )
+
+
+def build_network(model: ModelFolder, trainer_name: str = "nnUNetTrainer") -> nn.Module:
+    """The untrained network of a model folder, built by the trainer class that trained it, without deep supervision.
+
+    Raises:
+        KDError: nnU-Net does not find the class, or it cannot build a network from these plans.
+    """
+    manager = PlansManager(model.plans)
+    configuration = manager.get_configuration(model.configuration)
+    inputs = determine_num_input_channels(manager, configuration, model.dataset_json)
+    outputs = manager.get_label_manager(model.dataset_json).num_segmentation_heads
+    if (trainers_path() / f"{trainer_name}.py").is_file():
+        trainer_name = "nnUNetTrainer"  # ours keep nnU-Net's network, and need not be in nnUNet_extTrainer to be a teacher
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search talks
+            build = recursive_find_trainer_class_by_name(trainer_name).build_network_architecture
+        parameters = inspect.signature(build).parameters
+        if "plans_manager" in parameters or any(p.kind is p.VAR_POSITIONAL for p in parameters.values()):
+            return build(manager, configuration, inputs, outputs, enable_deep_supervision=False)
+        names = ("network_arch_class_name", "network_arch_init_kwargs", "network_arch_init_kwargs_req_import")
+        old = [getattr(configuration, name) for name in names]  # the arguments of nnU-Net 2.5, which 2.8 takes as well
+        return build(*old, inputs, outputs, enable_deep_supervision=False)
+    except (RuntimeError, ImportError, AssertionError, TypeError, ValueError, KeyError, AttributeError) as error:
+        raise KDError(
+            f"cannot build the network of {model.path / 'plans.json'}: {first_line(error)}; if its trainer lives outside "
+            "nnU-Net, set nnUNet_extTrainer to its folder (ours: `nnunet-kd trainers-path`)"
+        ) from error
+
+
+def load_network(model: ModelFolder, fold: int | str, checkpoint: str = "checkpoint_final.pth") -> nn.Module:
+    """The trained network of one fold, in eval mode, strictly loaded.
+
+    Raises:
+        KDError: checkpoint missing, truncated or of another network.
+    """
+    file = model.checkpoint(fold, checkpoint)
+    if not file.is_file():
+        have = ", ".join(model.trained_folds(checkpoint)) or "none"
+        raise KDError(
+            f"checkpoint {file} is missing (folds with a {checkpoint}: {have}): train fold {fold} of that model first, "
+            f'or name another fold in "{SECTION}.teacher.fold"'
+        )
+    content = load_checkpoint(file)
+    network = build_network(model, content["trainer_name"])
+    try:
+        network.load_state_dict(content["network_weights"])
+    except (RuntimeError, KeyError) as error:
+        raise KDError(
+            f"{file} does not fit the network of {model.path / 'plans.json'}: {first_line(error)}; the file is "
+            "from another training, put the right one in place"
+        ) from None
+    return network.eval()
+
+
+def mirror_axes(model: ModelFolder, fold: int | str, checkpoint: str = "checkpoint_final.pth") -> tuple[int, ...]:
+    """The spatial axes along which nnU-Net mirrors in prediction with this fold: those of its training."""
+    return tuple(load_checkpoint(model.checkpoint(fold, checkpoint)).get("inference_allowed_mirroring_axes") or ())

@@ -1,0 +1,205 @@
+"""A trained nnU-Net model folder as one frozen module: strict, fold-matched, safely loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
+
+from nnunet_kd.augmentation.mirroring import Axes, mirrorings_of
+from nnunet_kd.config.run import SECTION, Teacher, TeacherStages
+from nnunet_kd.networks.stages import StageTable, stage_table
+from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network, load_network, mirror_axes, read_model_folder
+from nnunet_kd.utils.errors import KDError, NotSupported, first_line
+
+
+class FrozenTeacher(nn.Module):
+    """The teacher's network with frozen parameters. It always stays in eval mode and never in an optimizer.
+
+    ``mirror_axes``: the spatial axes along which it may be mirrored, since it was trained so.
+    """
+
+    def __init__(self, network: nn.Module, mirror_axes: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        self.mirror_axes = tuple(mirror_axes)
+
+    @property
+    def mirrorings(self) -> list[Axes]:
+        """Every way to mirror a batch along these axes."""
+        return mirrorings_of(self.mirror_axes)
+
+    def train(self, mode: bool = True) -> FrozenTeacher:
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network(x)
+
+    def digest(self) -> str:
+        """SHA-256 of all weights: the same before and after a training."""
+        sha = hashlib.sha256()
+        for name, value in sorted(self.network.state_dict().items()):
+            sha.update(name.encode())
+            sha.update(value.detach().cpu().contiguous().numpy().tobytes())
+        return sha.hexdigest()
+
+
+class TeacherEnsemble(FrozenTeacher):
+    """Several folds' networks as one teacher: logits whose softmax (sigmoid for regions) is the mean of theirs.
+
+    nnU-Net itself averages logits when it ensembles; a mean of probabilities keeps the folds' disagreement, which is what
+    soft targets are for.
+    """
+
+    def __init__(self, networks: list[nn.Module], regions: bool, mirror_axes: Sequence[int] = ()) -> None:
+        super().__init__(nn.ModuleList(networks), mirror_axes)
+        self.regions = regions
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = torch.stack([network(x) for network in self.network]).float()
+        if self.regions:
+            return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
+        return logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
+
+
+def describe_teacher(model: ModelFolder, folder: str, fold: int | str | list = "same",
+                     checkpoint: str = "checkpoint_final.pth") -> Teacher:  # fmt: skip
+    """The "teacher" part of the student's plans, stage table included, read without any trained weights."""
+    network = build_network(model, model.trainer)
+    try:
+        table = stage_table(network)
+    except NotSupported:  # fine for those who read its logits only
+        table = StageTable(type(network).__name__, (), ())
+    manager = PlansManager(model.plans)
+    stages = TeacherStages(
+        family=table.family,
+        channels=list(table.channels),
+        strides=[list(s) for s in table.strides],
+        input_channels=determine_num_input_channels(
+            manager, manager.get_configuration(model.configuration), model.dataset_json
+        ),
+        outputs=manager.get_label_manager(model.dataset_json).num_segmentation_heads,
+        parameters=sum(p.numel() for p in network.parameters()),
+    )
+    return Teacher(folder, model.configuration, stages, model.plans_hash, fold, checkpoint)
+
+
+def load_teacher(
+    settings: Teacher, student_fold: int | str, student_plans: dict, student_configuration: str, dataset_json: dict
+) -> FrozenTeacher:
+    """Load the teacher that the student's plans name and check that it fits the student's data.
+
+    Args:
+        settings: section "nnunet_kd.teacher".
+        student_fold: ``"same"`` in the settings takes the teacher's same fold: another fold's teacher has seen the
+            student's validation cases. Several folds are averaged.
+
+    Raises:
+        KDError: missing or foreign files, another dataset, other labels, channels, spacing or plans.
+    """
+    model = read_model_folder(settings.folder)
+    check_compatible(model, settings, student_plans, student_configuration, dataset_json)
+    folds = teacher_folds(settings, student_fold)
+    networks = [load_network(model, fold, settings.checkpoint) for fold in folds]
+    _check_stages(model, settings, networks[0])
+    patch = PlansManager(student_plans).get_configuration(student_configuration).patch_size
+    check_patch_size(model, networks[0], patch, settings.stages.input_channels)
+    axes = mirror_axes(model, folds[0], settings.checkpoint)  # the folds have one trainer, and so the same
+    if len(networks) == 1:
+        return FrozenTeacher(networks[0], axes)
+    return TeacherEnsemble(networks, PlansManager(model.plans).get_label_manager(dataset_json).has_regions, axes)
+
+
+def _check_stages(model: ModelFolder, settings: Teacher, network: nn.Module) -> None:
+    stages = settings.stages
+    if not stages.channels:
+        return
+    planned, found = StageTable.from_lists(stages.family, stages.channels, stages.strides), stage_table(network)
+    if (planned.channels, planned.strides) != (found.channels, found.strides):
+        raise KDError(
+            f'"{SECTION}.teacher.stages" says channels {list(planned.channels)} and strides {list(planned.strides)}, teacher '
+            f"{model.path} has {list(found.channels)} and {list(found.strides)}: plan the student again with `nnunet-kd plan`"
+        )
+
+
+def teacher_files(settings: Teacher, student_fold: int | str) -> list[Path]:
+    """The checkpoints of the folds that teach."""
+    model = read_model_folder(settings.folder)
+    return [model.checkpoint(fold, settings.checkpoint) for fold in teacher_folds(settings, student_fold)]
+
+
+def teacher_folds(settings: Teacher, student_fold: int | str) -> list[int | str]:
+    """The teacher's folds, "same" replaced by the student's and none twice."""
+    folds = [student_fold if fold == "same" else fold for fold in settings.folds]
+    return list({str(fold): fold for fold in folds}.values())
+
+
+def check_patch_size(model: ModelFolder, network: nn.Module, patch_size: Sequence[int], channels: int) -> None:
+    """Raise KDError unless the teacher's network can read patches of the student's size."""
+    own = PlansManager(model.plans).get_configuration(model.configuration).patch_size
+    if list(patch_size) == list(own):
+        return
+    try:
+        with torch.no_grad():
+            size = network.eval()(torch.zeros(1, channels, *patch_size)).shape[2:]
+        if list(size) != list(patch_size):  # a transformer drops what is left over
+            raise RuntimeError(f"it predicts {list(size)}")
+    except (RuntimeError, AssertionError) as error:
+        raise KDError(
+            f"teacher {model.path} was trained on patches of {list(own)} and cannot read the student's of {list(patch_size)} "
+            f"({first_line(error)}): a U-Net needs multiples of its strides, a transformer its own size; plan the student "
+            "with such a patch"
+        ) from None
+
+
+def check_compatible(
+    model: ModelFolder, settings: Teacher, student_plans: dict, student_configuration: str, dataset_json: dict
+) -> None:
+    """Raise KDError unless teacher and student read the same input and write the same labels."""
+    where = f"teacher {model.path}"
+    if model.plans["dataset_name"] != student_plans["dataset_name"]:
+        raise KDError(
+            f"{where} was trained on {model.plans['dataset_name']}, the student's plans are of "
+            f"{student_plans['dataset_name']}: plan the student from a teacher of its own dataset"
+        )
+    for key, what in (("labels", "labels"), ("regions_class_order", "regions"), ("channel_names", "input channels")):
+        if model.dataset_json.get(key) != dataset_json.get(key):
+            raise KDError(
+                f"{where} has {what} {model.dataset_json.get(key)}, the student's dataset.json has {dataset_json.get(key)}: "
+                "train teacher and student on the same dataset.json"
+            )
+    if model.configuration != settings.configuration:
+        raise KDError(
+            f'{where} is a {model.configuration} model, "{SECTION}.teacher.configuration" says {settings.configuration}: '
+            "plan the student again with `nnunet-kd plan`"
+        )
+    teacher = PlansManager(model.plans).get_configuration(model.configuration)
+    student = PlansManager(student_plans).get_configuration(student_configuration)
+    if teacher.previous_stage_name is not None and student.previous_stage_name is None:
+        raise KDError(
+            f"{where} is the second stage of a cascade and reads the first one's segmentation, which {student_configuration} "
+            f"does not load: train the student as {model.configuration}"
+        )
+    for key in ("spacing", "normalization_schemes", "use_mask_for_norm"):
+        if teacher.configuration[key] != student.configuration[key]:
+            raise KDError(
+                f"{where} was trained with {key} {teacher.configuration[key]}, the student's configuration "
+                f"{student_configuration} has {student.configuration[key]}: both must read the same preprocessed data"
+            )
+    if model.plans["transpose_forward"] != student_plans["transpose_forward"]:
+        raise KDError(
+            f"{where} was trained with axes in the order {model.plans['transpose_forward']}, the student's plans say "
+            f"{student_plans['transpose_forward']}: both must read the same preprocessed data"
+        )
+    if model.plans_hash != settings.plans_hash:
+        raise KDError(
+            f"{model.path / 'plans.json'} has changed since the student was planned (hash {model.plans_hash}, planned with "
+            f"{settings.plans_hash}): plan the student again with `nnunet-kd plan`"
+        )

@@ -1,0 +1,1 @@
+"""A lighter student's plans, and which student a budget allows."""
