@@ -137,8 +137,18 @@ def quick(threads: int, mobile: bool = False, clock: str = "wall", seconds: floa
             target = TARGETS.get(job.removeprefix("student, "))
             shown = {c: f"{faster[c]:.1f}" + (f" (target {target:g})" if target and c == clock else "") for c in ms}
             quartiles = f"{ms['wall']['low']:.1f} to {ms['wall']['high']:.1f}"
-            lines.append([job, f"{parameters:,}", f"{size / 1e6:.2f}", f"{ms['wall']['median']:.1f}", quartiles, shown["wall"],
-                          f"{ms['cpu']['median']:.1f}", shown["cpu"]])  # fmt: skip
+            lines.append(
+                [
+                    job,
+                    f"{parameters:,}",
+                    f"{size / 1e6:.2f}",
+                    f"{ms['wall']['median']:.1f}",
+                    quartiles,
+                    shown["wall"],
+                    f"{ms['cpu']['median']:.1f}",
+                    shown["cpu"],
+                ]
+            )
             if target and faster[clock] < target:
                 missed.append(f"{name}: {job} is {faster[clock]:.1f} times as fast as the teacher, not {target:g}")
             if job.startswith("student, "):
@@ -256,8 +266,11 @@ def _commands(o: argparse.Namespace) -> dict[str, list[str]]:
         have = json.loads((o.student / "model.json").read_text(encoding="utf-8"))["networks"]
     except FileNotFoundError:
         raise KDError(f"{o.student / 'model.json'} is missing: export the student with `nnunet-kd export --openvino`") from None
-    commands = {"teacher, nnU-Net": [*stock, str(o.teacher)], "student, nnU-Net": [*stock, str(o.student)],
-                "student, ONNX Runtime": [*runner, "--backend", "onnxruntime"]}  # fmt: skip
+    commands = {
+        "teacher, nnU-Net": [*stock, str(o.teacher)],
+        "student, nnU-Net": [*stock, str(o.student)],
+        "student, ONNX Runtime": [*runner, "--backend", "onnxruntime"],
+    }
     if "openvino" in have:
         for precision in ("f32", *_bf16(), *(["int8"] if "openvino_int8" in have else [])):
             commands[f"student, OpenVINO {precision}"] = [*runner, "--backend", "openvino", "--precision", precision]
@@ -285,8 +298,20 @@ def _link_cases(images: Path, root: Path, limit: int | None) -> int:
 
 def _table(spent: dict, count: int, scores: dict[str, float], alike: bool) -> str:
     # alike: the cases are of one size; else the first is next to nothing
-    lines = [["", "all cases s", "range", "times faster", "CPU s", "one case s", "times faster", "start-up s", "peak MB",
-              *["Dice"] * bool(scores)]]  # fmt: skip
+    lines = [
+        [
+            "",
+            "all cases s",
+            "range",
+            "times faster",
+            "CPU s",
+            "one case s",
+            "times faster",
+            "start-up s",
+            "peak MB",
+            *["Dice"] * bool(scores),
+        ]
+    ]
     base: dict[str, float] = {}
     for name, parts in spent.items():
         walls = [s.wall for s in parts["all"]]
@@ -296,12 +321,19 @@ def _table(spent: dict, count: int, scores: dict[str, float], alike: bool) -> st
         start = statistics.median(s.wall for s in parts["first"]) - (case if alike else 0)
         per_case = [f"{case:.2f}", f"{base.get('case', case) / case:.1f}"] if case > 0 else ["-", "-"]  # lost in noise
         base = base or {"whole": whole, "case": case}
-        lines.append([
-            name, f"{whole:.1f}", f"{min(walls):.1f} to {max(walls):.1f}", f"{base['whole'] / whole:.1f}",
-            f"{statistics.median(s.cpu for s in parts['all']):.1f}", *per_case,
-            f"{start:.1f}",
-            f"{max(s.peak for s in parts['all']):.0f}", *([f"{scores[name]:.4f}"] if scores else []),
-        ])  # fmt: skip
+        lines.append(
+            [
+                name,
+                f"{whole:.1f}",
+                f"{min(walls):.1f} to {max(walls):.1f}",
+                f"{base['whole'] / whole:.1f}",
+                f"{statistics.median(s.cpu for s in parts['all']):.1f}",
+                *per_case,
+                f"{start:.1f}",
+                f"{max(s.peak for s in parts['all']):.0f}",
+                *([f"{scores[name]:.4f}"] if scores else []),
+            ]
+        )
     return markdown_table(lines)
 
 

@@ -89,9 +89,14 @@ CASES = (
     Case("rad", textbook.rad, take=lambda m: {"classes": m.classes}),
     Case("cirkd", textbook.cirkd, take=lambda m: {"max_nodes": m.max_nodes}),
     # of four classes, 257 regions each are drawn
-    Case("cirkd-memory", textbook.CIRKDMemory, take=_memory, fill=257,
-         undrawn={"pixels_per_class": 10**4, "pixel_contrast": 10**5, "max_anchors": 10**5}),
-)  # fmt: skip
+    Case(
+        "cirkd-memory",
+        textbook.CIRKDMemory,
+        take=_memory,
+        fill=257,
+        undrawn={"pixels_per_class": 10**4, "pixel_contrast": 10**5, "max_anchors": 10**5},
+    ),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -220,20 +225,31 @@ def _row(case: Case, shape: tuple[int, ...], o: argparse.Namespace) -> dict:
     jobs = {"textbook": partial(step, theirs), "ours": partial(step, ours)}
     spent = take_turns(jobs, o.rounds, 2 if o.device == "cpu" else 10, o.device, o.clock)
     return {
-        "loss": case.title, "shape": list(shape), "difference": apart, "target": TARGETS.get(case.name, 1.0),
-        "textbook_ms": spread(spent["textbook"], 1e3), "ours_ms": spread(spent["ours"], 1e3),
+        "loss": case.title,
+        "shape": list(shape),
+        "difference": apart,
+        "target": TARGETS.get(case.name, 1.0),
+        "textbook_ms": spread(spent["textbook"], 1e3),
+        "ours_ms": spread(spent["ours"], 1e3),
         "ratio": spread([t / m for t, m in zip(spent["textbook"], spent["ours"], strict=True)]),
-    }  # fmt: skip
+    }
 
 
 def _table(figures: list[dict]) -> str:
     lines = [["loss", "input", "textbook ms", "ours ms", "textbook / ours (quartiles)", "at least", "difference"]]
     for f in figures:
         ratio = f["ratio"]
-        lines.append([
-            f["loss"], "x".join(map(str, f["shape"])), f"{f['textbook_ms']['median']:.1f}", f"{f['ours_ms']['median']:.1f}",
-            f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})", f"{f['target']:g}", f"{f['difference']:.0e}",
-        ])  # fmt: skip
+        lines.append(
+            [
+                f["loss"],
+                "x".join(map(str, f["shape"])),
+                f"{f['textbook_ms']['median']:.1f}",
+                f"{f['ours_ms']['median']:.1f}",
+                f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",
+                f"{f['target']:g}",
+                f"{f['difference']:.0e}",
+            ]
+        )
     return markdown_table(lines)
 
 

@@ -21,10 +21,22 @@ WIDTHS = ([24, 48, 96, 192], [6, 12, 24, 48], [4, 6, 12, 24])
 def build(features: list[int]) -> nn.Module:
     stages = len(features)
     return PlainConvUNet(
-        1, stages, features, nn.Conv2d, 3, [1] + [2] * (stages - 1), 2, 2, [2] * (stages - 1), conv_bias=True,
-        norm_op=nn.InstanceNorm2d, norm_op_kwargs={"affine": True, "eps": 1e-5}, nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True}, deep_supervision=True,
-    )  # fmt: skip
+        1,
+        stages,
+        features,
+        nn.Conv2d,
+        3,
+        [1] + [2] * (stages - 1),
+        2,
+        2,
+        [2] * (stages - 1),
+        conv_bias=True,
+        norm_op=nn.InstanceNorm2d,
+        norm_op_kwargs={"affine": True, "eps": 1e-5},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=True,
+    )
 
 
 def fastest(step: Callable[[], None], rounds: int) -> float:

@@ -65,8 +65,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--presets", nargs="+", default=list(PRESETS), metavar="NAME", help="default: all of them")
-    p.add_argument("--settings", nargs=2, action="append", default=[], metavar=("PRESET", "JSON"),
-                   help='one more row: a preset with keys of the plans section "nnunet_kd" merged in; repeatable')  # fmt: skip
+    p.add_argument(
+        "--settings",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("PRESET", "JSON"),
+        help='one more row: a preset with keys of the plans section "nnunet_kd" merged in; repeatable',
+    )
     p.add_argument("--views", type=int, metavar="K", help="views per patch where a preset has views (default: the preset's)")
     p.add_argument("--teacher-features", type=int, nargs="+", default=[24, 48, 96, 192], metavar="N", help="24 48 96 192")
     p.add_argument("--student-features", type=int, nargs="+", default=[4, 7, 14, 26], metavar="N", help="4 7 14 26")
@@ -78,8 +84,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--compile", action=argparse.BooleanOptionalAction, help="torch.compile; cuda only, where it is the default")
     p.add_argument("--threads", type=int, default=1, help="of torch on the CPU (1)")
     p.add_argument("--rounds", type=int, default=20, help="steps measured per row (20)")
-    p.add_argument("--steps", type=int, default=1, help="steps in a row of which a round takes the mean (1); as many as the "
-                                                        '"every" of a term that leaves steps out')  # fmt: skip
+    p.add_argument(
+        "--steps",
+        type=int,
+        default=1,
+        help='steps in a row of which a round takes the mean (1); as many as the "every" of a term that leaves steps out',
+    )
     p.add_argument("--clock", choices=("wall", "cpu"), default="wall", help="cpu: this process's CPU time, for a busy machine")
     p.add_argument("--where", action="store_true", help="a second table: views, teacher, every term, ACT")
     p.add_argument("--memory", action="store_true", help="peak memory, of each row in a process of its own")
@@ -154,12 +164,17 @@ def _measure(trainers: Trainers, rows: list[Row]) -> list[dict]:
         floor = [p + f for p, f in zip(plain, spent.get((teacher, teacher), nothing), strict=True)]
         strict = [p + f for p, f in zip(plain, spent.get((teacher, logits), nothing), strict=True)]
         figure = {
-            "row": row.name, "views": trainer.kd.views.count if trainer.kd.views else 0,
-            "student_rows": student, "teacher_rows": teacher, "teacher_rows_decoded": logits,
-            "step_ms": spread(spent[i], 1e3), "floor_ms": spread(floor, 1e3), "strict_floor_ms": spread(strict, 1e3),
+            "row": row.name,
+            "views": trainer.kd.views.count if trainer.kd.views else 0,
+            "student_rows": student,
+            "teacher_rows": teacher,
+            "teacher_rows_decoded": logits,
+            "step_ms": spread(spent[i], 1e3),
+            "floor_ms": spread(floor, 1e3),
+            "strict_floor_ms": spread(strict, 1e3),
             "ratio": spread([s / f for s, f in zip(spent[i], floor, strict=True)]),
             "strict_ratio": spread([s / f for s, f in zip(spent[i], strict, strict=True)]),
-        }  # fmt: skip
+        }
         if o.where and row.preset != "student":
             figure["where_ms"] = time_of_parts(trainer, batch, o)
         figures.append(figure)
@@ -221,18 +236,32 @@ def _peak_in_a_process_of_its_own(arguments: Sequence[str] | None, row: int) -> 
 
 
 def _table(figures: list[dict], memory: bool) -> str:
-    head = ["preset", "K", "rows: student / teacher / decoded", "step ms (quartiles)", "floor ms", "ratio (quartiles)",
-            "strict floor ms", "ratio"]  # fmt: skip
+    head = [
+        "preset",
+        "K",
+        "rows: student / teacher / decoded",
+        "step ms (quartiles)",
+        "floor ms",
+        "ratio (quartiles)",
+        "strict floor ms",
+        "ratio",
+    ]
     lines = [head + ["peak MiB"] * memory]
     for f in figures:
         step, ratio = f["step_ms"], f["ratio"]
-        lines.append([
-            f["row"], str(f["views"]), f"{f['student_rows']} / {f['teacher_rows']} / {f['teacher_rows_decoded']}",
-            f"{step['median']:.1f} ({step['low']:.1f}-{step['high']:.1f})", f"{f['floor_ms']['median']:.1f}",
-            f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",
-            f"{f['strict_floor_ms']['median']:.1f}", f"{f['strict_ratio']['median']:.2f}",
-            *([f"{f['peak_mib']:.0f}"] if memory else []),
-        ])  # fmt: skip
+        lines.append(
+            [
+                f["row"],
+                str(f["views"]),
+                f"{f['student_rows']} / {f['teacher_rows']} / {f['teacher_rows_decoded']}",
+                f"{step['median']:.1f} ({step['low']:.1f}-{step['high']:.1f})",
+                f"{f['floor_ms']['median']:.1f}",
+                f"{ratio['median']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})",
+                f"{f['strict_floor_ms']['median']:.1f}",
+                f"{f['strict_ratio']['median']:.2f}",
+                *([f"{f['peak_mib']:.0f}"] if memory else []),
+            ]
+        )
     return markdown_table(lines)
 
 

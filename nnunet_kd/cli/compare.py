@@ -33,8 +33,14 @@ def add_compare(commands) -> None:
 def _compare(o) -> None:
     from nnunet_kd.comparison.settings import read_settings
 
-    for option, needs in (("against", "table or report"), ("methods", "table or report"), ("latex", "table"), ("csv", "table"),
-                          ("overlays", "report"), ("fsd", "report")):  # fmt: skip
+    for option, needs in (
+        ("against", "table or report"),
+        ("methods", "table or report"),
+        ("latex", "table"),
+        ("csv", "table"),
+        ("overlays", "report"),
+        ("fsd", "report"),
+    ):
         if getattr(o, option) and not any(getattr(o, n) for n in needs.split(" or ")):
             wanted = needs.replace(" or ", " or --")
             raise KDError(f"--{option} is for --{wanted}: add it, or leave --{option} out")

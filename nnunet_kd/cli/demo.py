@@ -160,8 +160,17 @@ def _plan_steps(out: Path, work: Path, seed: int, scale: Scale) -> list[Step]:
     def synthesise(start: float) -> None:
         from nnunet_kd.datasets.synthetic.vessels import generate
 
-        names = generate(work / "raw", work / "preprocessed", SOURCE_ID, seed, scale.size, scale.train, scale.test,
-                         scale.test, overwrite=True)  # fmt: skip
+        names = generate(
+            work / "raw",
+            work / "preprocessed",
+            SOURCE_ID,
+            seed,
+            scale.size,
+            scale.train,
+            scale.test,
+            scale.test,
+            overwrite=True,
+        )
         images.mkdir()
         for domain, name in names.items():
             for image in (work / "raw" / name / ("imagesTs" if domain == "source" else "imagesTr")).iterdir():
@@ -176,34 +185,101 @@ def _plan_steps(out: Path, work: Path, seed: int, scale: Scale) -> list[Step]:
     plan = ["nnunet-kd", "plan", str(SOURCE_ID), "-c", "2d"]
     steps = [
         Step("make four domains of images", 5, call=synthesise),
-        Step("plan and preprocess", 22, ["nnUNetv2_plan_and_preprocess", "-d", str(SOURCE_ID), "-c", "2d", "-npfp", "1",
-             "-np", "1"]),
-        Step("plan teacher", 8, [*plan, "--role", "teacher", "--patch-size", str(scale.patch), str(scale.patch),
-             "--batch-size", str(scale.batch), "--features", *features, "--iterations", str(scale.teacher_iterations),
-             "--epochs", str(scale.epochs), "--seed", str(seed)]),
+        Step(
+            "plan and preprocess",
+            22,
+            ["nnUNetv2_plan_and_preprocess", "-d", str(SOURCE_ID), "-c", "2d", "-npfp", "1", "-np", "1"],
+        ),
+        Step(
+            "plan teacher",
+            8,
+            [
+                *plan,
+                "--role",
+                "teacher",
+                "--patch-size",
+                str(scale.patch),
+                str(scale.patch),
+                "--batch-size",
+                str(scale.batch),
+                "--features",
+                *features,
+                "--iterations",
+                str(scale.teacher_iterations),
+                "--epochs",
+                str(scale.epochs),
+                "--seed",
+                str(seed),
+            ],
+        ),
         Step("train teacher", 130, train("teacher")),
-        Step("plan student", 2, [*plan, "--teacher", str(trained["teacher"].relative_to(work / "results")),
-             "--width", str(scale.width), "--initial-lr", "0.1", "--iterations", str(scale.student_iterations),
-             "--epochs", str(scale.epochs), "--seed", str(seed)]),
+        Step(
+            "plan student",
+            2,
+            [
+                *plan,
+                "--teacher",
+                str(trained["teacher"].relative_to(work / "results")),
+                "--width",
+                str(scale.width),
+                "--initial-lr",
+                "0.1",
+                "--iterations",
+                str(scale.student_iterations),
+                "--epochs",
+                str(scale.epochs),
+                "--seed",
+                str(seed),
+            ],
+        ),
         Step("train student", 45, train("student")),
         Step("train kd", 75, train("kd")),
         Step("train gkd", 120, train("gkd")),
-    ]  # fmt: skip
+    ]
     for name in TRAINERS:
-        steps.append(Step(f"export {name}", 2, ["nnunet-kd", "export", str(trained[name]), "-o", str(models / name),
-                                                "--overwrite"]))  # fmt: skip
+        steps.append(
+            Step(f"export {name}", 2, ["nnunet-kd", "export", str(trained[name]), "-o", str(models / name), "--overwrite"])
+        )
     for name in TRAINERS:
-        steps.append(Step(f"predict with {name}", 25 if name == "teacher" else 17, [
-            "nnUNetv2_predict_from_modelfolder", "-i", str(images), "-o", str(predictions / name), "-m", str(models / name),
-            "-f", "0", "-device", "cpu", "-npp", "1", "-nps", "1", "--disable_progress_bar"]))  # fmt: skip
+        steps.append(
+            Step(
+                f"predict with {name}",
+                25 if name == "teacher" else 17,
+                [
+                    "nnUNetv2_predict_from_modelfolder",
+                    "-i",
+                    str(images),
+                    "-o",
+                    str(predictions / name),
+                    "-m",
+                    str(models / name),
+                    "-f",
+                    "0",
+                    "-device",
+                    "cpu",
+                    "-npp",
+                    "1",
+                    "-nps",
+                    "1",
+                    "--disable_progress_bar",
+                ],
+            )
+        )
     steps.append(Step("evaluate and write the report", 40, call=report))
     return steps
 
 
 def _evaluate(
-    out: Path, work: Path, seed: int, scale: Scale, models: Path, predictions: Path, trained: dict[str, Path],
-    steps: list[Step], start: float,
-) -> dict:  # fmt: skip
+    out: Path,
+    work: Path,
+    seed: int,
+    scale: Scale,
+    models: Path,
+    predictions: Path,
+    trained: dict[str, Path],
+    steps: list[Step],
+    start: float,
+) -> dict:
     from nnunet_kd.evaluation.domains import parse_domain
     from nnunet_kd.evaluation.evaluate import Model, evaluate
     from nnunet_kd.evaluation.report.report import write_report
@@ -219,9 +295,7 @@ def _evaluate(
         "Synthetic vessel images, made on the spot. Trained on the source domain only; the other three were never seen. "
         "docs/results.md shows five seeds."
     )
-    listed = [
-        Model(n, models / n, trained[n], {d.name: predictions / n for d in domains}, None) for n in TRAINERS
-    ]  # fmt: skip
+    listed = [Model(n, models / n, trained[n], {d.name: predictions / n for d in domains}, None) for n in TRAINERS]
     report = evaluate(listed, domains, out, title=title, commands=commands, seed=seed, bootstrap=scale.bootstrap, note=note)
     for entry in report["models"]:
         entry["description"] = DESCRIPTIONS[entry["name"]]

@@ -23,8 +23,13 @@ def _samples(text: str) -> int:
 def add_evaluate(commands) -> None:
     p = commands.add_parser("evaluate", help="models x domains: metrics, FSD, a report")
     p.add_argument("--model", action="append", required=True, metavar="NAME=FOLDER", help="repeat; teacher first")
-    p.add_argument("--domain", action="append", required=True, metavar="NAME=ID[:Tr|:Ts[:GLOB]]",
-                   help="repeat; the first is the home domain, the others are unseen. Or NAME=IMAGES,LABELS[,FOV]")  # fmt: skip
+    p.add_argument(
+        "--domain",
+        action="append",
+        required=True,
+        metavar="NAME=ID[:Tr|:Ts[:GLOB]]",
+        help="repeat; the first is the home domain, the others are unseen. Or NAME=IMAGES,LABELS[,FOV]",
+    )
     p.add_argument("-o", "--out", type=Path, required=True, help="folder for report.html, report.json, report.csv")
     p.add_argument("--title", default="Teacher and students at home and on unseen domains")
     p.add_argument("-device", "--device", default="cpu", choices=["cpu", "cuda"], help="default: cpu")
@@ -52,8 +57,21 @@ def _evaluate(o) -> None:
             raise KDError(f'--model "{text}" must read NAME=FOLDER')
         models.append(Model(name, resolve_folder(folder)))
     domains = [parse_domain(d, Path(os.environ.get("nnUNet_raw", "."))) for d in o.domain]
-    report = evaluate(models, domains, o.out, o.fold, o.checkpoint, o.device, o.title, [o.command_line],
-                      bootstrap=o.bootstrap, distances=o.fsd, auc=o.auc, tolerance=o.tolerance, workers=o.np)  # fmt: skip
+    report = evaluate(
+        models,
+        domains,
+        o.out,
+        o.fold,
+        o.checkpoint,
+        o.device,
+        o.title,
+        [o.command_line],
+        bootstrap=o.bootstrap,
+        distances=o.fsd,
+        auc=o.auc,
+        tolerance=o.tolerance,
+        workers=o.np,
+    )
     page = write_report(report, o.out, o.title, domains)
     print(print_table(report))
     print(f"report: {page}")
@@ -78,9 +96,7 @@ def add_metrics(commands) -> None:
 def _metrics(o) -> None:
     from nnunet_kd.evaluation.metrics.summary import measure_folders, write_summary
 
-    measured, content = measure_folders(
-        o.predictions, o.references, o.djfile, o.fov, o.tolerance, o.cldice_3d, o.chill, o.np
-    )  # fmt: skip
+    measured, content = measure_folders(o.predictions, o.references, o.djfile, o.fov, o.tolerance, o.cldice_3d, o.chill, o.np)
     out = o.out or o.predictions / "summary.json"
     write_summary(content, out)
     unit, means = content["nnunet_kd"]["distance_unit"], content["foreground_mean"]
@@ -152,14 +168,25 @@ def _fsd(o) -> None:
     source, *targets = (parse_domain(d, raw, labelled=False) for d in (o.source, *o.target))
     check_domains(source, targets)
     beside = o.out.with_suffix("") if o.out else None
-    runs = prepare_runs(models, o.msan, o.preset, o.fit_steps, o.seed, o.fold, o.checkpoint, tuple(o.networks),
-                        beside.with_name(f"{beside.name}_msan") if beside else None)  # fmt: skip
+    runs = prepare_runs(
+        models,
+        o.msan,
+        o.preset,
+        o.fit_steps,
+        o.seed,
+        o.fold,
+        o.checkpoint,
+        tuple(o.networks),
+        beside.with_name(f"{beside.name}_msan") if beside else None,
+    )
     semantics = compare_models(runs, source, targets, tuple(o.networks), o.bootstrap, o.seed, teacher=o.teacher)
     for row in semantics.rows:
         low, high = row["kernel_interval"]
         model = f"{row['model']} " if len(models) > 1 else ""
-        print(f"{model}{row['network']:8} {row['source']} -> {row['target']}: FSD {row['fsd']:.3f}, "
-              f"relative {row['relative']:.3f},")  # fmt: skip
+        print(
+            f"{model}{row['network']:8} {row['source']} -> {row['target']}: FSD {row['fsd']:.3f}, "
+            f"relative {row['relative']:.3f},"
+        )
         print(
             f"         extrapolated {row['fsd_extrapolated']:.3f}, kernel {row['kernel']:.4f} [{low:.4f}, {high:.4f}], "
             f"p {row['p_value']:.3f}, vectors {row['n_a']} and {row['n_b']} of {row['dim']} numbers"

@@ -84,8 +84,19 @@ def _propose(o):
 
 
 def _plan(o) -> None:
-    student_only = ("teacher", "teacher_fold", "teacher_checkpoint", "width", "preset", "depth", "convs", "max_params",
-                    "max_flops", "max_latency", "threads")  # fmt: skip
+    student_only = (
+        "teacher",
+        "teacher_fold",
+        "teacher_checkpoint",
+        "width",
+        "preset",
+        "depth",
+        "convs",
+        "max_params",
+        "max_flops",
+        "max_latency",
+        "threads",
+    )
     teacher_only = ("patch_size", "batch_size")
     other, wrong = ("student", student_only) if o.role == "teacher" else ("teacher", teacher_only)
     for flag in wrong:
@@ -105,9 +116,17 @@ def _plan(o) -> None:
     from nnunet_kd.networks.cost import cost_table
     from nnunet_kd.planning.plans import plan_student, plan_teacher
 
-    common = dict(features=o.features, iterations=o.iterations, epochs=o.epochs, cpu_precision=o.cpu_precision,
-                  initial_lr=o.initial_lr, seed=o.seed, previous_stage=o.previous_stage,
-                  name=o.name, overwrite=o.overwrite)  # fmt: skip
+    common = dict(
+        features=o.features,
+        iterations=o.iterations,
+        epochs=o.epochs,
+        cpu_precision=o.cpu_precision,
+        initial_lr=o.initial_lr,
+        seed=o.seed,
+        previous_stage=o.previous_stage,
+        name=o.name,
+        overwrite=o.overwrite,
+    )
     if o.role == "teacher":
         base = o.base_plans or "nnUNetPlans"
         planned = plan_teacher(o.dataset, o.configuration, base, o.patch_size, o.batch_size, **common)
@@ -120,11 +139,18 @@ def _plan(o) -> None:
         if proposal is not None:
             common["features"] = proposal.chosen.features
         planned = plan_student(
-            o.dataset, o.configuration, o.teacher, width, preset=o.preset, base_plans=o.base_plans,
-            depth=o.depth, convs=proposal.chosen.convs if proposal else o.convs,
+            o.dataset,
+            o.configuration,
+            o.teacher,
+            width,
+            preset=o.preset,
+            base_plans=o.base_plans,
+            depth=o.depth,
+            convs=proposal.chosen.convs if proposal else o.convs,
             teacher_fold=folds if len(folds) > 1 else folds[0],
-            teacher_checkpoint=o.teacher_checkpoint or "checkpoint_final.pth", **common,
-        )  # fmt: skip
+            teacher_checkpoint=o.teacher_checkpoint or "checkpoint_final.pth",
+            **common,
+        )
         # plans that name a preset do not fit a trainer that stands for another one, the control's included
         # and several folds, or a transformer, have no features that MSANs could read
         features = len(folds) == 1 and planned.plans["nnunet_kd"]["teacher"]["stages"]["channels"]

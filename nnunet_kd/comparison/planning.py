@@ -146,8 +146,9 @@ def _runs(settings: CompareSettings, source: Source, fold: int, templates: dict[
         plans[SECTION]["seed"] = seed
         # the teacher of the same fold: any other has seen this one's validation cases
         teacher = made.get((_teacher_of(name, settings), seed)) if "teacher" in plans[SECTION] else None
-        made[name, seed] = Run(source, fold, name, seed, plans, trainer, content, _hash(content), parameters, teacher,
-                               settings.folds is not None)  # fmt: skip
+        made[name, seed] = Run(
+            source, fold, name, seed, plans, trainer, content, _hash(content), parameters, teacher, settings.folds is not None
+        )
     return list(made.values())
 
 
@@ -156,8 +157,13 @@ def same_training(run: Run, plans: dict) -> bool:
 
     def relevant(p: dict) -> tuple:
         config = read_config(p, "student" if run.trainer == PLAIN else None, run.trainer)
-        return p["dataset_name"], p["configurations"], config.seed, config.teacher and config.teacher.plans_hash, (
-            _result_depends_on(config))  # fmt: skip
+        return (
+            p["dataset_name"],
+            p["configurations"],
+            config.seed,
+            config.teacher and config.teacher.plans_hash,
+            (_result_depends_on(config)),
+        )
 
     try:
         return json.dumps(relevant(run.plans), sort_keys=True) == json.dumps(relevant(plans), sort_keys=True)
@@ -213,8 +219,10 @@ def _resolve(
     except KDError as error:
         raise KDError(f"{settings.file}: method {name}: {error}") from None
     content = _result_depends_on(config) | {
-        "dataset": plans["dataset_name"], "fold": fold, "configurations": plans["configurations"],
-    }  # fmt: skip
+        "dataset": plans["dataset_name"],
+        "fold": fold,
+        "configurations": plans["configurations"],
+    }
     if config.distils:
         teacher = _teacher_of(name, settings)
         if teacher not in known:
@@ -226,8 +234,9 @@ def _resolve(
     else:
         # neither trained with nor waited for; the settings a teacher's plans brought are in the plans themselves
         section.pop("teacher", None)
-    network = build_network(ModelFolder(folder, plans, json.loads((folder / "dataset.json").read_text(encoding="utf-8")),
-                                        settings.configuration))  # fmt: skip
+    network = build_network(
+        ModelFolder(folder, plans, json.loads((folder / "dataset.json").read_text(encoding="utf-8")), settings.configuration)
+    )
     return plans, trainer, json.loads(json.dumps(content)), count_parameters(network)
 
 
@@ -267,8 +276,10 @@ def _domains(settings: CompareSettings, source: Source, fold: int) -> dict[str, 
             kept = _validation_cases(source.preprocessed, settings, fold)
             domain = dataclasses.replace(domain, cases=[c for c in domain.cases if c.split("__")[0] in kept])
             if not domain.cases:
-                raise KDError(f"{settings.file}: domain {name} has no validation case of fold {fold} of {source.dataset} "
-                              f"({', '.join(sorted(kept)[:3])}, ...): change `domain`, `cases` or `sources`")  # fmt: skip
+                raise KDError(
+                    f"{settings.file}: domain {name} has no validation case of fold {fold} of {source.dataset} "
+                    f"({', '.join(sorted(kept)[:3])}, ...): change `domain`, `cases` or `sources`"
+                )
         for case in domain.cases:
             cluster_of(settings, name, case)
         check_images(domain, dataset_json)

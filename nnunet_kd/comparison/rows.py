@@ -16,8 +16,20 @@ from pathlib import Path
 from nnunet_kd.comparison.locks import locked
 from nnunet_kd.utils.errors import KDError
 
-COLUMNS = ("method", "seed", "dataset", "case", "dice", "iterations", "device", "commit", "config_hash", "params", "date",
-           "cpu_seconds")  # fmt: skip
+COLUMNS = (
+    "method",
+    "seed",
+    "dataset",
+    "case",
+    "dice",
+    "iterations",
+    "device",
+    "commit",
+    "config_hash",
+    "params",
+    "date",
+    "cpu_seconds",
+)
 ADDED = ("source", "fold")
 IDENTITY = ("method", "seed", "dataset", "params", "config_hash")  # source and fold are part of the hash
 

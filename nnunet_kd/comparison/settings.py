@@ -177,22 +177,32 @@ def _named(kind: type, values: dict, key: str, short: str | None = None) -> dict
 def _check_values(s: CompareSettings) -> None:
     if (s.dataset is None) == (s.sources is None):
         both = s.dataset is not None
-        raise KDError('"dataset" and "sources" are both set: keep one' if both else
-                      '"dataset" is missing: add it, or `sources: {NAME: ID, ...}` to train on several')  # fmt: skip
+        raise KDError(
+            '"dataset" and "sources" are both set: keep one'
+            if both
+            else '"dataset" is missing: add it, or `sources: {NAME: ID, ...}` to train on several'
+        )
     if s.fold is not None and s.folds is not None:
         raise KDError('"fold" and "folds" are both set: keep one')
     for where, value, low in (
-        *((f"sources.{n}" if n else "dataset", v.dataset, 1) for n, v in s.all_sources.items()), ("fold", s.fold or 0, 0),
-        ("threads", s.threads, 1), ("teacher.iterations", s.teacher.iterations, 1),
+        *((f"sources.{n}" if n else "dataset", v.dataset, 1) for n, v in s.all_sources.items()),
+        ("fold", s.fold or 0, 0),
+        ("threads", s.threads, 1),
+        ("teacher.iterations", s.teacher.iterations, 1),
         ("student.iterations", s.student.iterations if s.student else 1, 1),
         *((f"methods.{n}.iterations", 1 if m.iterations is None else m.iterations, 1) for n, m in s.methods.items()),
-    ):  # fmt: skip
+    ):
         if value < low:
             raise KDError(f'"{where}" is {value}: it must be at least {low}')
-    for where, numbers in (("teacher.patch_size", s.teacher.patch_size), ("teacher.features", s.teacher.features),
-                           ("student.features", s.student and s.student.features), ("seeds", s.seeds), ("folds", s.folds),
-                           *((f"methods.{n}.seeds", m.seeds) for n, m in s.methods.items()),
-                           *((f"methods.{n}.features", m.features) for n, m in s.methods.items())):  # fmt: skip
+    for where, numbers in (
+        ("teacher.patch_size", s.teacher.patch_size),
+        ("teacher.features", s.teacher.features),
+        ("student.features", s.student and s.student.features),
+        ("seeds", s.seeds),
+        ("folds", s.folds),
+        *((f"methods.{n}.seeds", m.seeds) for n, m in s.methods.items()),
+        *((f"methods.{n}.features", m.features) for n, m in s.methods.items()),
+    ):
         _whole_numbers(where, numbers)
     if s.device not in ("cpu", "cuda"):
         raise KDError(f'"device" is "{s.device}": use cpu or cuda')

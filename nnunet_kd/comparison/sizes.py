@@ -43,10 +43,12 @@ def templates_of(settings: CompareSettings, folder: Path) -> dict[Size, dict]:
             common = {"cpu_precision": settings.cpu_precision, "overwrite": True}
             plain = dataclasses.asdict(settings.teacher)
             plans = {
-                size: plan_teacher(folder.name, settings.configuration, **plain | _given({"iterations": size[1]}),
-                                   **common).plans
-                for size in sizes if size[0] == "teacher"
-            }  # fmt: skip
+                size: plan_teacher(
+                    folder.name, settings.configuration, **plain | _given({"iterations": size[1]}), **common
+                ).plans
+                for size in sizes
+                if size[0] == "teacher"
+            }
             if settings.student is not None:
                 teacher = plan_teacher(folder.name, settings.configuration, **plain, **common)
                 model = results / f"{PLAIN}__{teacher.plans_name}__{settings.configuration}"

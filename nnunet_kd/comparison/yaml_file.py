@@ -37,8 +37,10 @@ def filled(values: dict, key: str) -> dict:
 def checked_name(where: str, name: Any) -> str:
     """A name that can be part of a folder's name."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise KDError(f'"{where}" has the name {name!r}: use letters, digits, "+", "-", "_" and "." (in quotes if YAML reads '
-                      "it as something else)")  # fmt: skip
+        raise KDError(
+            f'"{where}" has the name {name!r}: use letters, digits, "+", "-", "_" and "." (in quotes if YAML reads '
+            "it as something else)"
+        )
     return name
 
 

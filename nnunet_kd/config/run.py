@@ -20,8 +20,15 @@ from nnunet_kd.utils.errors import KDError
 
 # what preset "student" does not read
 UNDISTILLED = (
-    "views", "msan", "act", "terms", "losses", "logit_adjustment", "logit_adjustment_views", "mirrored_teacher",
-)  # fmt: skip
+    "views",
+    "msan",
+    "act",
+    "terms",
+    "losses",
+    "logit_adjustment",
+    "logit_adjustment_views",
+    "mirrored_teacher",
+)
 
 
 @dataclass(frozen=True)
@@ -161,8 +168,10 @@ class Config:
             raise KDError(f'"{SECTION}.act.end" is {self.act.end}: no time is left to distil; use less than 1')
         untrained = self.act is not None and self.act.semantic > 0 and self.act.autoencoder is None
         if self.need_alignment and untrained and self.act.start == 0:
-            raise KDError(f'"{SECTION}.act": the semantic autoencoder trains before "start", which is 0; raise start, load one '
-                          '("autoencoder") or set "semantic" to 0')  # fmt: skip
+            raise KDError(
+                f'"{SECTION}.act": the semantic autoencoder trains before "start", which is 0; raise start, load one '
+                '("autoencoder") or set "semantic" to 0'
+            )
         only_consistency = self.act is not None and not (self.act.reconstruction or self.act.semantic or self.act.decoded)
         if self.need_alignment and only_consistency and self.views is None:
             raise KDError(f'"{SECTION}.act": consistency between views is the only part that is on, but there are no views')

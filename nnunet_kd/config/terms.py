@@ -43,8 +43,10 @@ class MSAN:
         one_of(self, ("vector", "spatial", "map"), "kind")
         one_of(self, ("frozen", "joint"), "after_act")
         if not self.stages or not all(isinstance(s, str | int) and not isinstance(s, bool) for s in self.stages):
-            raise KDError(f'"{SECTION}.msan.stages" must list stages: "bottleneck", "all", encoder stage numbers, '
-                          '"decoder" or "decoder0", "decoder1", ...')  # fmt: skip
+            raise KDError(
+                f'"{SECTION}.msan.stages" must list stages: "bottleneck", "all", encoder stage numbers, '
+                '"decoder" or "decoder0", "decoder1", ...'
+            )
 
 
 @dataclass(frozen=True)

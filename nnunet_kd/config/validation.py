@@ -91,7 +91,12 @@ def one_of(config: Any, allowed: typing.Iterable[str], *names: str) -> None:
 
 
 def _where(config: Any) -> str:
-    place = {"Config": SECTION, "TeacherStages": "teacher.stages", "KD": "terms.kd", "Graph": "terms.intra/inter",
-             "Cross": "terms.cross"}  # fmt: skip
+    place = {
+        "Config": SECTION,
+        "TeacherStages": "teacher.stages",
+        "KD": "terms.kd",
+        "Graph": "terms.intra/inter",
+        "Cross": "terms.cross",
+    }
     name = type(config).__name__
     return place.get(name, name.lower()) if name == "Config" else f"{SECTION}.{place.get(name, name.lower())}"

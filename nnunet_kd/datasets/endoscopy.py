@@ -40,8 +40,37 @@ KVASIR_SPLITS = {"all": 0, "last200": 200}
 CLINICDB_SPLITS = {"all": 0, "last6sequences": 6}
 # First frame of each of ClinicDB's 29 sequences. From a public converter of the set (dataset-ninja/cvc-612), not verified
 # against the original; a metadata.csv beside the images is read instead.
-SEQUENCE_STARTS = (1, 26, 51, 68, 79, 104, 127, 152, 178, 200, 206, 228, 253, 278, 298, 318, 343, 364, 384, 409, 429, 448,
-                   467, 479, 504, 529, 547, 572, 592)  # fmt: skip
+SEQUENCE_STARTS = (
+    1,
+    26,
+    51,
+    68,
+    79,
+    104,
+    127,
+    152,
+    178,
+    200,
+    206,
+    228,
+    253,
+    278,
+    298,
+    318,
+    343,
+    364,
+    384,
+    409,
+    429,
+    448,
+    467,
+    479,
+    504,
+    529,
+    547,
+    572,
+    592,
+)
 
 
 def find_pairs(source: str | Path, set_name: str, name: str = r"([^/]+)") -> list[tuple[str, Path, Path]]:
@@ -234,5 +263,6 @@ def _warn(report: ConversionReport, found: int, n: int, size: tuple[int, int] | 
         report.warnings.append(f"{n} images are published, found {found}")
     if size and set(report.native_sizes) != {size[::-1]}:
         others = ", ".join(f"{w}x{h}" for w, h in sorted(set(report.native_sizes) - {size[::-1]})[:3])
-        report.warnings.append(f"images are published with {size[1]}x{size[0]} pixels, found {others}: a resized copy; "
-                               "download the published set")  # fmt: skip
+        report.warnings.append(
+            f"images are published with {size[1]}x{size[0]} pixels, found {others}: a resized copy; download the published set"
+        )

@@ -91,9 +91,12 @@ def write_int8(source: Path, file: Path, data: FoldData, patch_size: Sequence[in
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # its bars; ours counts the folds
             quantised = nncf.quantize(
-                openvino.Core().read_model(str(source)), nncf.Dataset(patches), preset=nncf.QuantizationPreset.MIXED,
-                target_device=nncf.TargetDevice.CPU, subset_size=len(patches),
-            )  # fmt: skip
+                openvino.Core().read_model(str(source)),
+                nncf.Dataset(patches),
+                preset=nncf.QuantizationPreset.MIXED,
+                target_device=nncf.TargetDevice.CPU,
+                subset_size=len(patches),
+            )
     finally:
         logging.disable(level)
     quantised.set_rt_info("", ["nncf"])  # its settings, paths included

@@ -89,9 +89,17 @@ def _export(network: nn.Module, file: Path, channels: int, strides: Sequence[int
     try:
         with _quiet(), torch.inference_mode(False), torch.no_grad():
             torch.onnx.export(
-                network, (x,), str(file), dynamo=True, dynamic_shapes=(shapes,), input_names=[INPUT], output_names=[OUTPUT],
-                external_data=False, verbose=False, optimize=True,
-            )  # fmt: skip
+                network,
+                (x,),
+                str(file),
+                dynamo=True,
+                dynamic_shapes=(shapes,),
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                external_data=False,
+                verbose=False,
+                optimize=True,
+            )
     except Exception as error:  # the exporter wraps whatever happens inside
         reason = next((line for line in str(error.__cause__ or error).splitlines() if line.strip()), type(error).__name__)
         raise KDError(

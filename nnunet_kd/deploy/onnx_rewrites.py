@@ -79,8 +79,9 @@ def fold_rows(model: onnx.ModelProto, stride: int | None = None) -> int:
             dims,
         ]  # (B, [z], y / rows, x, C, rows) -> (B, C, [z], y / rows, rows, x)
         nodes += [
-            helper.make_node("Conv", inputs, [name + "c"], kernel_shape=[*kernel[:-2], rows + 2, 3], strides=steps,
-                             pads=given["pads"]),
+            helper.make_node(
+                "Conv", inputs, [name + "c"], kernel_shape=[*kernel[:-2], rows + 2, 3], strides=steps, pads=given["pads"]
+            ),
             helper.make_node("Transpose", [name + "c"], [name + "l"], perm=last),
             helper.make_node("Shape", [x], [name + "size"], start=2),
             helper.make_node("Shape", [name + "c"], [name + "folded"], start=2),
@@ -89,7 +90,7 @@ def fold_rows(model: onnx.ModelProto, stride: int | None = None) -> int:
             helper.make_node("Transpose", [name + "r"], [name + "t"], perm=sort),
             helper.make_node("Concat", [channels, name + "size"], [name + "joined"], axis=0),
             helper.make_node("Reshape", [name + "t", name + "joined"], list(node.output)),
-        ]  # fmt: skip
+        ]
         count += 1
     _replace(graph, nodes)
     return count
@@ -151,9 +152,12 @@ def split_narrow_norms(model: onnx.ModelProto, channels: int = _NARROW_NORM) -> 
         name = f"narrow_norm_{count}_"
         column = (-1, *[1] * (dims - 2))
         for part, value in (
-            ("flat", np.array([0, 0, -1], np.int64)), ("one", np.ones_like(scale)), ("zero", np.zeros_like(shift)),
-            ("scale", scale.reshape(column)), ("shift", shift.reshape(column)),
-        ):  # fmt: skip
+            ("flat", np.array([0, 0, -1], np.int64)),
+            ("one", np.ones_like(scale)),
+            ("zero", np.zeros_like(shift)),
+            ("scale", scale.reshape(column)),
+            ("shift", shift.reshape(column)),
+        ):
             graph.initializer.append(numpy_helper.from_array(value, name + part))
         x, y = node.input[0], node.output[0]
         eps = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)

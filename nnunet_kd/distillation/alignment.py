@@ -105,8 +105,9 @@ class Alignment(nn.Module):
         grids = [self.msans[f"{network}_{pair.name}"].grid for pair in self.pairs]
         return [z.reshape(len(z), -1, *grid) for z, grid in zip(vectors, grids, strict=True)]
 
-    def reconstruct(self, network: str, vectors: list[torch.Tensor], features: list[torch.Tensor],
-                    decoder: bool = False) -> dict[int, torch.Tensor]:  # fmt: skip
+    def reconstruct(
+        self, network: str, vectors: list[torch.Tensor], features: list[torch.Tensor], decoder: bool = False
+    ) -> dict[int, torch.Tensor]:
         """Features rebuilt by one network's headers, ``{stage: (B, C, *S)}``, in the size of that network's features.
 
         Encoder stages only, the ones that can be swapped, unless ``decoder`` is set.
@@ -197,17 +198,17 @@ class AlignmentTrainer:
                     summaries = alignment.summaries(name, vectors)
                     parts["semantic"] = _mean([regularisation(z, repeated) for z in summaries])
                 if views and act.consistency:
-                    parts["consistency"] = _mean([
-                        view_consistency(z[:batch], z[batch:].reshape(views, batch, -1)) for z in vectors
-                    ])  # fmt: skip
+                    parts["consistency"] = _mean(
+                        [view_consistency(z[:batch], z[batch:].reshape(views, batch, -1)) for z in vectors]
+                    )
                 if act.alignment:
                     if name == "teacher":
                         anchors = [z[:batch].detach() for z in vectors]
                     else:
                         # the student's vectors of anchor and views, all towards the teacher's of the anchor
-                        parts["alignment"] = _mean([
-                            reconstruction(z, t.repeat(views + 1, 1)) for z, t in zip(vectors, anchors, strict=True)
-                        ])  # fmt: skip
+                        parts["alignment"] = _mean(
+                            [reconstruction(z, t.repeat(views + 1, 1)) for z, t in zip(vectors, anchors, strict=True)]
+                        )
                 swappable = {getattr(p, name) for p in alignment.pairs if not p.decoder}
                 if act.decoded and swappable:
                     anchor = [f[:batch] for f in feats]

@@ -130,8 +130,11 @@ class Distiller:
     @property
     def log_keys(self) -> list[str]:
         """Names of the values a step may report, in the order of the pictures."""
-        keys = [t if t != "cross" else f"cross_{way}" for t in self.config.terms.active
-                for way in (("ts", "st") if t == "cross" else ("",))]  # fmt: skip
+        keys = [
+            t if t != "cross" else f"cross_{way}"
+            for t in self.config.terms.active
+            for way in (("ts", "st") if t == "cross" else ("",))
+        ]
         keys += self.pair_losses.names if self.pair_losses is not None else []
         if self.alignment is not None:
             keys += [f"act_{q}_{n}" for q in QUALITY for n in ("teacher", "student")]

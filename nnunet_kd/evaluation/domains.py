@@ -79,9 +79,14 @@ def evaluate_predictions(
 
 
 def measure_predictions(
-    domain: Domain, predictions: Path, labels: Sequence[Region], workers: int = 1, ignore_label: int | None = None,
-    tolerance: float = 1.0, label: str | None = None,
-) -> Measured:  # fmt: skip
+    domain: Domain,
+    predictions: Path,
+    labels: Sequence[Region],
+    workers: int = 1,
+    ignore_label: int | None = None,
+    tolerance: float = 1.0,
+    label: str | None = None,
+) -> Measured:
     """The cases' metrics, their mean and the pooled ones. With nnU-Net's CASE.npz beside every label map also the AUC.
 
     Args:
@@ -97,11 +102,14 @@ def measure_predictions(
     saved = all((predictions / f"{case}.npz").is_file() for case in domain.cases)
     files = [
         CaseFiles(
-            case, predictions / f"{case}{ending}", domain.labels / f"{case}{ending}",
-            None if domain.fov is None else domain.fov / f"{case}{ending}", predictions / f"{case}.npz" if saved else None,
+            case,
+            predictions / f"{case}{ending}",
+            domain.labels / f"{case}{ending}",
+            None if domain.fov is None else domain.fov / f"{case}{ending}",
+            predictions / f"{case}.npz" if saved else None,
         )
         for case in domain.cases
-    ]  # fmt: skip
+    ]
     return measure(files, labels, ignore_label, tolerance, workers=workers, label=label or f"metrics {domain.name}")
 
 

@@ -43,9 +43,17 @@ class Model:
 
 
 def evaluate_model(
-    model: Model, domains: Sequence[Domain], out: Path, fold: str = "0", checkpoint: str = "checkpoint_final.pth",
-    device: str = "cpu", source: str | None = None, auc: bool = False, tolerance: float = 1.0, workers: int = 1,
-) -> dict:  # fmt: skip
+    model: Model,
+    domains: Sequence[Domain],
+    out: Path,
+    fold: str = "0",
+    checkpoint: str = "checkpoint_final.pth",
+    device: str = "cpu",
+    source: str | None = None,
+    auc: bool = False,
+    tolerance: float = 1.0,
+    workers: int = 1,
+) -> dict:
     """One model's entry of the report: cost, metrics per domain and case, training curves.
 
     Args:
@@ -58,9 +66,12 @@ def evaluate_model(
     predictions, timed = model.predictions, []
     if predictions is None:
         predictor = load_predictor(folder.path, (fold,), checkpoint, device)
-        done = {d.name: predict_domain(predictor, d, out / "predictions" / model.name / d.name, f"{model.name} on {d.name}",
-                                       probabilities=auc)
-                for d in domains}  # fmt: skip
+        done = {
+            d.name: predict_domain(
+                predictor, d, out / "predictions" / model.name / d.name, f"{model.name} on {d.name}", probabilities=auc
+            )
+            for d in domains
+        }
         predictions, timed = {name: p.folder for name, p in done.items()}, list(done.values())
     elif model.cpu_seconds is None:
         few = dataclasses.replace(domains[0], cases=domains[0].cases[:3])
@@ -79,18 +90,32 @@ def evaluate_model(
                 for ending in (".npz", ".pkl"):
                     (folder_of / f"{case}{ending}").unlink(missing_ok=True)
         entry["domains"][domain.name] = {
-            "dice": found.summary["dice"], "cases": found.cases, "summary": found.summary, "pooled": found.pooled,
+            "dice": found.summary["dice"],
+            "cases": found.cases,
+            "summary": found.summary,
+            "pooled": found.pooled,
             "unseen": source is not None and domain.name != source,
-        }  # fmt: skip
+        }
     return entry
 
 
 def evaluate(
-    models: Sequence[Model], domains: Sequence[Domain], out: Path, fold: str = "0",
-    checkpoint: str = "checkpoint_final.pth", device: str = "cpu", title: str = "Evaluation", commands: Sequence[str] = (),
-    seed: int | None = None, bootstrap: int = 200, note: str = "", distances: str = "own", auc: bool = False,
-    tolerance: float = 1.0, workers: int = 1,
-) -> dict:  # fmt: skip
+    models: Sequence[Model],
+    domains: Sequence[Domain],
+    out: Path,
+    fold: str = "0",
+    checkpoint: str = "checkpoint_final.pth",
+    device: str = "cpu",
+    title: str = "Evaluation",
+    commands: Sequence[str] = (),
+    seed: int | None = None,
+    bootstrap: int = 200,
+    note: str = "",
+    distances: str = "own",
+    auc: bool = False,
+    tolerance: float = 1.0,
+    workers: int = 1,
+) -> dict:
     """Evaluate models on domains (the first domain is the source) and collect the report's data.
 
     Args:
@@ -103,9 +128,16 @@ def evaluate(
     _check(models, domains, fold, checkpoint)
     source = domains[0]
     report = {
-        "title": title, "created": datetime.datetime.now().isoformat(timespec="seconds"), "seed": seed, "note": note,
-        "commands": list(commands), "versions": versions(), "models": [], "fsd": [], "nsd_tolerance": tolerance,
-    }  # fmt: skip
+        "title": title,
+        "created": datetime.datetime.now().isoformat(timespec="seconds"),
+        "seed": seed,
+        "note": note,
+        "commands": list(commands),
+        "versions": versions(),
+        "models": [],
+        "fsd": [],
+        "nsd_tolerance": tolerance,
+    }
     for model in models:
         report["models"].append(
             evaluate_model(model, domains, out, fold, checkpoint, device, source.name, auc, tolerance, workers)
@@ -122,9 +154,16 @@ def evaluate(
 
 
 def _add_distances(
-    report: dict, models: Sequence[Model], domains: Sequence[Domain], out: Path, fold: str, checkpoint: str, bootstrap: int,
-    seed: int, distances: str,
-) -> None:  # fmt: skip
+    report: dict,
+    models: Sequence[Model],
+    domains: Sequence[Domain],
+    out: Path,
+    fold: str,
+    checkpoint: str,
+    bootstrap: int,
+    seed: int,
+    distances: str,
+) -> None:
     """FSD rows and the vectors' files. What fails is noted: no reason to lose the predictions' measures."""
     folders = {m.name: m.training or m.folder for m in models}
     if distances == "own":
@@ -185,7 +224,15 @@ def _describe(model: Model, folder: ModelFolder, fold: str, checkpoint: str) -> 
     section = training.plans.get(SECTION, {})
     role = "teacher" if section.get("role") == "teacher" or SECTION not in training.plans else "student"
     return {
-        "name": model.name, "role": role, "trainer": content["trainer_name"], "plans": training.plans["plans_name"],
-        "parameters": count_parameters(network), "flops": count_flops(network, patch), "seed": section.get("seed"),
-        "schedule": section.get("schedule"), "description": "", "domains": {}, "curves": logged_curves(content),
-    }  # fmt: skip
+        "name": model.name,
+        "role": role,
+        "trainer": content["trainer_name"],
+        "plans": training.plans["plans_name"],
+        "parameters": count_parameters(network),
+        "flops": count_flops(network, patch),
+        "seed": section.get("seed"),
+        "schedule": section.get("schedule"),
+        "description": "",
+        "domains": {},
+        "curves": logged_curves(content),
+    }

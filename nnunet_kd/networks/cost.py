@@ -72,8 +72,15 @@ def cost_table(costs: dict[str, Cost]) -> str:
     rows = [("network", "parameters", "", "MFLOPs/patch", "", "CPU ms/patch", "")]
     for name, cost in costs.items():
         faster = "" if not cost.milliseconds else f"{first.milliseconds / cost.milliseconds:.1f}x"
-        rows.append((
-            name, f"{cost.parameters:,}", f"{100 * cost.parameters / first.parameters:.2f}%", f"{cost.flops / 1e6:,.0f}",
-            f"{100 * cost.flops / first.flops:.2f}%", f"{cost.milliseconds:.1f}", faster,
-        ))  # fmt: skip
+        rows.append(
+            (
+                name,
+                f"{cost.parameters:,}",
+                f"{100 * cost.parameters / first.parameters:.2f}%",
+                f"{cost.flops / 1e6:,.0f}",
+                f"{100 * cost.flops / first.flops:.2f}%",
+                f"{cost.milliseconds:.1f}",
+                faster,
+            )
+        )
     return f"{aligned_table(rows)}\n(fastest of several forwards of one patch, {first.threads} CPU threads)"

@@ -61,8 +61,11 @@ def load_checkpoint(path: str | Path, map_location: str | torch.device = "cpu") 
 
 def logged_curves(checkpoint: Mapping) -> dict[str, list[float | None]]:
     """Losses, pseudo Dice and distillation terms (``kd/...``) of every epoch in a checkpoint's log; None for what was off."""
-    return {k: [float(x) if isinstance(x, int | float | np.number) and not np.isnan(x) else None for x in values]
-            for k, values in checkpoint.get("logging", {}).items() if k in _LOGGED or k.startswith("kd/")}  # fmt: skip
+    return {
+        k: [float(x) if isinstance(x, int | float | np.number) and not np.isnan(x) else None for x in values]
+        for k, values in checkpoint.get("logging", {}).items()
+        if k in _LOGGED or k.startswith("kd/")
+    }
 
 
 def numpy_numbers_allowed() -> torch.serialization.safe_globals:

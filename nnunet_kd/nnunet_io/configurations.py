@@ -39,8 +39,10 @@ def flat_configuration(plans: dict, configuration: str, folder: Path) -> dict:
     """The configuration with its inheritance resolved, so that a changed architecture replaces nothing by accident."""
     have = plans["configurations"]
     if configuration not in have:
-        raise KDError(f"configuration {configuration} is not in plans {plans['plans_name']} of {folder.name}: use one of "
-                      f"{', '.join(have)}")  # fmt: skip
+        raise KDError(
+            f"configuration {configuration} is not in plans {plans['plans_name']} of {folder.name}: use one of "
+            f"{', '.join(have)}"
+        )
     config = deepcopy(PlansManager(deepcopy(plans)).get_configuration(configuration).configuration)
     config.pop("inherits_from", None)
     return config
@@ -74,8 +76,7 @@ def set_patch_size(config: dict, patch_size: list[int]) -> None:
     kwargs["strides"] = [[int(i) for i in s] for s in strides]
     kwargs["kernel_sizes"] = [[int(i) for i in k] for k in kernels]
     kwargs["features_per_stage"] = [min(base * 2**i, top) for i in range(stages)]
-    for key, length in (("n_conv_per_stage", stages), ("n_blocks_per_stage", stages),
-                        ("n_conv_per_stage_decoder", stages - 1)):  # fmt: skip
+    for key, length in (("n_conv_per_stage", stages), ("n_blocks_per_stage", stages), ("n_conv_per_stage_decoder", stages - 1)):
         if key in kwargs:
             kwargs[key] = (list(kwargs[key]) + [kwargs[key][-1]] * length)[:length]
 

@@ -44,8 +44,11 @@ class ModelFolder:
     @property
     def plans_hash(self) -> str:
         """Hash of what the network and its input depend on."""
-        relevant = {"dataset": self.plans["dataset_name"], "configuration": self.configuration,
-                    "plans": self.plans["configurations"]}  # fmt: skip
+        relevant = {
+            "dataset": self.plans["dataset_name"],
+            "configuration": self.configuration,
+            "plans": self.plans["configurations"],
+        }
         return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
 
     def checkpoint(self, fold: int | str, name: str = "checkpoint_final.pth") -> Path:

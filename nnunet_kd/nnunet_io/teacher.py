@@ -69,8 +69,9 @@ class TeacherEnsemble(FrozenTeacher):
         return logits.log_softmax(2).logsumexp(0) - math.log(len(logits))
 
 
-def describe_teacher(model: ModelFolder, folder: str, fold: int | str | list = "same",
-                     checkpoint: str = "checkpoint_final.pth") -> Teacher:  # fmt: skip
+def describe_teacher(
+    model: ModelFolder, folder: str, fold: int | str | list = "same", checkpoint: str = "checkpoint_final.pth"
+) -> Teacher:
     """The "teacher" part of the student's plans, stage table included, read without any trained weights."""
     network = build_network(model, model.trainer)
     try:

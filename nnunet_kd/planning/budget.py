@@ -96,10 +96,16 @@ def short(value: float) -> str:
 
 
 def propose(
-    dataset: str | int, configuration: str, teacher: str | Path, budget: Budget, depth: int | None = None,
-    convs: int | None = None, base_plans: str | None = None, checkpoint: str = "checkpoint_final.pth",
+    dataset: str | int,
+    configuration: str,
+    teacher: str | Path,
+    budget: Budget,
+    depth: int | None = None,
+    convs: int | None = None,
+    base_plans: str | None = None,
+    checkpoint: str = "checkpoint_final.pth",
     threads: int | None = None,
-) -> Proposal:  # fmt: skip
+) -> Proposal:
     """Find the students on the front, measure those near the budget beside the teacher, and choose one.
 
     Chosen is the one with the most parameters that meets every limit. All keep the teacher's patch and preprocessed data.
@@ -123,8 +129,10 @@ def propose(
 
     big = cost("teacher", model.plans, None, own, model.trainer) if "architecture" in own else None
     if big is None or model.configuration != configuration:
-        raise KDError(f"--max-params, --max-flops, --max-latency and --list need a teacher of configuration {configuration} "
-                      f"with its own architecture, {model.path} has none: use --width or --features")  # fmt: skip
+        raise KDError(
+            f"--max-params, --max-flops, --max-latency and --list need a teacher of configuration {configuration} "
+            f"with its own architecture, {model.path} has none: use --width or --features"
+        )
     grid = _grid(start, depth, convs)
     candidates = [cost(name, plans, n, config) for name, n, config in tqdm(grid, desc="counting")]
     front = pareto_front(candidates, lambda c: c.parameters, lambda c: c.flops)

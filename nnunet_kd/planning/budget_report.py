@@ -18,12 +18,17 @@ def proposal_table(proposal: Proposal) -> str:
     rows = [["", "network", "parameters", "", "FLOPs", *(f"{_TITLES[b]} ms" for b in backends), *["peak MB"] * memory]]
     for one in [proposal.teacher, *proposal.students]:
         name = f"teacher {'-'.join(map(str, one.features))}" if one is proposal.teacher else one.name
-        rows.append([
-            "->" if one is proposal.chosen else "", name, f"{one.parameters:,}",
-            f"{100 * one.parameters / proposal.teacher.parameters:.2f}%", short(one.flops),
-            *(f"{one.measured[b]:.1f}" if b in one.measured else "-" for b in backends),
-            *([f"{one.measured['memory']:.0f}"] if memory else []),
-        ])  # fmt: skip
+        rows.append(
+            [
+                "->" if one is proposal.chosen else "",
+                name,
+                f"{one.parameters:,}",
+                f"{100 * one.parameters / proposal.teacher.parameters:.2f}%",
+                short(one.flops),
+                *(f"{one.measured[b]:.1f}" if b in one.measured else "-" for b in backends),
+                *([f"{one.measured['memory']:.0f}"] if memory else []),
+            ]
+        )
     note = f"(one forward of one patch; medians, all in turn, {proposal.threads} CPU threads; peak memory: torch, with weights)"
     return f"{aligned_table(rows, texts=2)}\n{note}"
 

@@ -29,9 +29,13 @@ def installed_backends() -> list[str]:
 
 
 def measure_in_turn(
-    networks: dict[str, nn.Module], channels: int, patch_size: Sequence[int], threads: int,
-    backends: Sequence[str] | None = None, rounds: int = _ROUNDS,
-) -> dict[str, dict[str, float]]:  # fmt: skip
+    networks: dict[str, nn.Module],
+    channels: int,
+    patch_size: Sequence[int],
+    threads: int,
+    backends: Sequence[str] | None = None,
+    rounds: int = _ROUNDS,
+) -> dict[str, dict[str, float]]:
     """Median milliseconds of one forward of one patch, and the peak memory of torch's forward, per network.
 
     All networks and backends take turns, so that other work on the machine meets all alike. A network that needs over
@@ -169,8 +173,10 @@ def open_openvino(model: bytes | object, x: np.ndarray, threads: int, precision:
         model = openvino_model(model)
     model.reshape(list(x.shape))
     hints = {
-        "INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1,
-    }  # fmt: skip
+        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+    }
     compiled = openvino.Core().compile_model(model, "CPU", hints)
     return lambda: compiled(x)[0]
 

@@ -60,9 +60,12 @@ def preprocessed_folder(dataset: str | int) -> Path:
 
 
 def make_schedule(
-    iterations: int | None, epochs: int | None, base: Schedule | None = None, cpu_precision: str | None = None,
+    iterations: int | None,
+    epochs: int | None,
+    base: Schedule | None = None,
+    cpu_precision: str | None = None,
     initial_lr: float | None = None,
-) -> Schedule:  # fmt: skip
+) -> Schedule:
     """A schedule of about ``iterations`` training steps, by default in epochs of about 50 steps (nnU-Net: 1000 x 250)."""
     given = {"cpu_precision": cpu_precision, "initial_lr": initial_lr}
     base = replace(base or Schedule(), **{k: v for k, v in given.items() if v is not None})
@@ -129,9 +132,12 @@ def plan_teacher(
 
 
 def student_base(
-    dataset: str | int, configuration: str, teacher: str | Path, base_plans: str | None = None,
+    dataset: str | int,
+    configuration: str,
+    teacher: str | Path,
+    base_plans: str | None = None,
     checkpoint: str = "checkpoint_final.pth",
-) -> tuple[Path, ModelFolder, dict, dict]:  # fmt: skip
+) -> tuple[Path, ModelFolder, dict, dict]:
     """What a student's plans start from: preprocessed folder, teacher, a copy of the plans, and their configurations.
 
     Raises:
@@ -213,10 +219,13 @@ def plan_student(
     plans["configurations"] = configurations
     plans["plans_name"] = plans_name(name or STUDENT_PLANS, seed)
     plans[SECTION] = {
-        "role": "student", **({"preset": preset} if preset else {}), "seed": seed,
-        "schedule": to_dict(schedule), "teacher": asdict(settings),
+        "role": "student",
+        **({"preset": preset} if preset else {}),
+        "seed": seed,
+        "schedule": to_dict(schedule),
+        "teacher": asdict(settings),
         **_previous_stage(config, configuration, previous_stage, model),
-    }  # fmt: skip
+    }
     logits_only = isinstance(teacher_fold, list) or not settings.stages.channels
     read_config(plans, preset or ("kd" if logits_only else "default"), "nnUNetTrainerDistillation")
     dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))

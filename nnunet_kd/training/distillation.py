@@ -34,8 +34,9 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
 
     preset = None
 
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")):  # fmt: skip # noqa: B008
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ):  # noqa: B008
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.distiller: Distiller | None = None
         self.teacher = None

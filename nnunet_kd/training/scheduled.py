@@ -47,8 +47,9 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
     preset: str | None = "student"
     _log_keys: tuple[str, ...] | list[str] = ()  # what a step reports beside nnU-Net's loss
 
-    def __init__(self, plans: dict, configuration: str, fold: int, dataset_json: dict,
-                 device: torch.device = torch.device("cuda")):  # fmt: skip # noqa: B008
+    def __init__(
+        self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
+    ):  # noqa: B008
         check_order(type(self), nnUNetTrainerScheduled, nnUNetTrainer)
         self.kd = read_config(plans, self.preset, type(self).__name__)
         if configuration not in plans["configurations"]:

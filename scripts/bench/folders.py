@@ -45,9 +45,11 @@ def bench_folders(o: argparse.Namespace) -> Iterator[tuple[dict, dict]]:
         if o.compile is not None:
             os.environ["nnUNet_compile"] = str(o.compile)
         dataset_json = {
-            "channel_names": {"0": "intensity"}, "labels": {"background": 0, "foreground": 1}, "numTraining": 1,
+            "channel_names": {"0": "intensity"},
+            "labels": {"background": 0, "foreground": 1},
+            "numTraining": 1,
             "file_ending": ".png",
-        }  # fmt: skip
+        }
         preprocessed = Path(root, "preprocessed", DATASET)
         (preprocessed / "bench").mkdir(parents=True)
         (preprocessed / "bench" / "case.b2nd").touch()  # its ending tells nnU-Net the format
@@ -73,9 +75,11 @@ def write_untrained(folder: Path, plans: dict, dataset_json: dict) -> None:
     model = read_model_folder(folder)
     arguments = {"plans": plans, "configuration": model.configuration, "fold": 0, "dataset_json": dataset_json}
     checkpoint = {
-        "network_weights": build_network(model).state_dict(), "trainer_name": "nnUNetTrainer", "init_args": arguments,
+        "network_weights": build_network(model).state_dict(),
+        "trainer_name": "nnUNetTrainer",
+        "init_args": arguments,
         "inference_allowed_mirroring_axes": tuple(range(len(plans["configurations"][model.configuration]["patch_size"]))),
-    }  # fmt: skip
+    }
     torch.save(checkpoint, folder / "fold_0" / "checkpoint_final.pth")
 
 
@@ -97,24 +101,43 @@ def unet_plans(o: argparse.Namespace, features: list[int]) -> dict:
     network = {
         "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
         "arch_kwargs": {
-            "n_stages": stages, "features_per_stage": features, "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
-            "kernel_sizes": [[3] * axes] * stages, "strides": strides, "n_conv_per_stage": [2] * stages,
-            "n_conv_per_stage_decoder": [2] * (stages - 1), "conv_bias": True,
-            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d", "norm_op_kwargs": {"eps": 1e-5, "affine": True},
-            "dropout_op": None, "dropout_op_kwargs": None, "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
+            "n_stages": stages,
+            "features_per_stage": features,
+            "conv_op": f"torch.nn.modules.conv.Conv{axes}d",
+            "kernel_sizes": [[3] * axes] * stages,
+            "strides": strides,
+            "n_conv_per_stage": [2] * stages,
+            "n_conv_per_stage_decoder": [2] * (stages - 1),
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.instancenorm.InstanceNorm{axes}d",
+            "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
         },
         "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
-    }  # fmt: skip
+    }
     configuration = {
-        "data_identifier": "bench", "preprocessor_name": "DefaultPreprocessor", "batch_size": o.batch,
-        "patch_size": o.patch, "spacing": [1.0] * axes, "normalization_schemes": ["ZScoreNormalization"],
-        "use_mask_for_norm": [o.field_of_view], "batch_dice": True, "architecture": network,
-    }  # fmt: skip
+        "data_identifier": "bench",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": o.batch,
+        "patch_size": o.patch,
+        "spacing": [1.0] * axes,
+        "normalization_schemes": ["ZScoreNormalization"],
+        "use_mask_for_norm": [o.field_of_view],
+        "batch_dice": True,
+        "architecture": network,
+    }
     return {
-        "dataset_name": DATASET, "plans_name": "nnUNetKDPlans", "image_reader_writer": "NaturalImage2DIO",
-        "transpose_forward": list(range(3)), "transpose_backward": list(range(3)), "label_manager": "LabelManager",
+        "dataset_name": DATASET,
+        "plans_name": "nnUNetKDPlans",
+        "image_reader_writer": "NaturalImage2DIO",
+        "transpose_forward": list(range(3)),
+        "transpose_backward": list(range(3)),
+        "label_manager": "LabelManager",
         "configurations": {configuration_name(o): configuration},
-    }  # fmt: skip
+    }
 
 
 class Trainers:

@@ -13,10 +13,22 @@ def plain_unet(dims: int, features: Sequence[int]) -> PlainConvUNet:
     """nnU-Net's PlainConvUNet as its planner sets it up: one channel in, two classes out, no deep supervision."""
     torch.manual_seed(0)
     return PlainConvUNet(
-        1, len(features), list(features), _conv(dims), 3, [1] + [2] * (len(features) - 1), 2, 2, 2, conv_bias=True,
-        norm_op=_norm(dims), norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True}, deep_supervision=False,
-    ).eval()  # fmt: skip
+        1,
+        len(features),
+        list(features),
+        _conv(dims),
+        3,
+        [1] + [2] * (len(features) - 1),
+        2,
+        2,
+        2,
+        conv_bias=True,
+        norm_op=_norm(dims),
+        norm_op_kwargs={"eps": 1e-5, "affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
+        deep_supervision=False,
+    ).eval()
 
 
 def mobile_unet(dims: int, features: Sequence[int]) -> nn.Module:
@@ -60,10 +72,15 @@ class _Block(nn.Module):
         conv, norm, wide = _conv(dims), _norm(dims), inputs * expansion
         self.adds = stride == 1 and inputs == outputs
         self.layers = nn.Sequential(
-            conv(inputs, wide, 1, bias=False), norm(wide, affine=True), nn.ReLU6(),
-            conv(wide, wide, 3, stride, 1, groups=wide, bias=False), norm(wide, affine=True), nn.ReLU6(),
-            conv(wide, outputs, 1, bias=False), norm(outputs, affine=True),
-        )  # fmt: skip
+            conv(inputs, wide, 1, bias=False),
+            norm(wide, affine=True),
+            nn.ReLU6(),
+            conv(wide, wide, 3, stride, 1, groups=wide, bias=False),
+            norm(wide, affine=True),
+            nn.ReLU6(),
+            conv(wide, outputs, 1, bias=False),
+            norm(outputs, affine=True),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.layers(x) if self.adds else self.layers(x)

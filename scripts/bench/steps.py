@@ -70,9 +70,14 @@ def _nnunet(student: Path, files: Sequence[Path], logits: np.ndarray, labels: np
         "normalise, resample", preprocessor.run_case_npy, image, None, properties, plans, configuration, dataset_json
     )
     found = clock.timed(
-        "logits to labels", convert_predicted_logits_to_segmentation_with_correct_shape,
-        torch.from_numpy(np.ascontiguousarray(logits)), plans, configuration, plans.get_label_manager(dataset_json), properties,
-    )  # fmt: skip
+        "logits to labels",
+        convert_predicted_logits_to_segmentation_with_correct_shape,
+        torch.from_numpy(np.ascontiguousarray(logits)),
+        plans,
+        configuration,
+        plans.get_label_manager(dataset_json),
+        properties,
+    )
     if not np.array_equal(found, labels):
         print(f"note: {np.mean(found != labels):.2e} of nnU-Net's labels differ from the runner's")
     return clock.seconds

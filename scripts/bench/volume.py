@@ -55,9 +55,10 @@ def _model_folder(root: Path, name: str, features: Sequence[int]) -> Path:
 
     o = argparse.Namespace(patch=list(PATCH), batch=2, field_of_view=False)
     plans = unet_plans(o, list(features)) | {
-        "plans_name": f"nnUNet{name}Plans", "image_reader_writer": "SimpleITKIO",
+        "plans_name": f"nnUNet{name}Plans",
+        "image_reader_writer": "SimpleITKIO",
         "foreground_intensity_properties_per_channel": {"0": {}},  # z-scores need none
-    }  # fmt: skip
+    }
     configuration = plans["configurations"]["3d_fullres"]
     configuration["spacing"] = list(NETWORK_SPACING)
     for what, order in (("data", 3), ("seg", 1), ("probabilities", 1)):
@@ -65,8 +66,11 @@ def _model_folder(root: Path, name: str, features: Sequence[int]) -> Path:
         settings = {"is_seg": what == "seg", "order": order, "order_z": 0, "force_separate_z": None}
         configuration[f"resampling_fn_{what}_kwargs"] = settings
     dataset_json = {
-        "channel_names": {"0": "MR"}, "labels": {"background": 0, "organ": 1}, "numTraining": 1, "file_ending": ".nii.gz",
-    }  # fmt: skip
+        "channel_names": {"0": "MR"},
+        "labels": {"background": 0, "organ": 1},
+        "numTraining": 1,
+        "file_ending": ".nii.gz",
+    }
     folder = root / f"nnUNetTrainer__{plans['plans_name']}__3d_fullres"
     torch.manual_seed(0)
     write_untrained(folder, plans, dataset_json)

@@ -23,14 +23,18 @@ def environment(work: Path) -> dict[str, str]:
     folders = {f"nnUNet_{name}": str(work / name) for name in ("raw", "preprocessed", "results")}
     for folder in folders.values():
         Path(folder).mkdir(parents=True)
-    return kept | folders | {
-        "nnUNet_extTrainer": str(trainers_path()),
-        "nnUNet_n_proc_DA": "0",  # without loader workers a seed fixes every batch
-        "nnUNet_def_n_proc": "1",
-        "OMP_NUM_THREADS": "1",
-        "OMP_WAIT_POLICY": "PASSIVE",
-        "PYTHONUNBUFFERED": "1",
-    }  # fmt: skip
+    return (
+        kept
+        | folders
+        | {
+            "nnUNet_extTrainer": str(trainers_path()),
+            "nnUNet_n_proc_DA": "0",  # without loader workers a seed fixes every batch
+            "nnUNet_def_n_proc": "1",
+            "OMP_NUM_THREADS": "1",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "PYTHONUNBUFFERED": "1",
+        }
+    )
 
 
 def prepare(work: Path, variables: dict[str, str]) -> Path:

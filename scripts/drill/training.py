@@ -67,9 +67,13 @@ class Training:
         command = [command_path("nnUNetv2_train"), *arguments, "-device", "cpu"]
         self.marks, self._news = {"start": time.monotonic()}, threading.Condition()
         self.process = subprocess.Popen(
-            command, env={**variables, **watched}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            command,
+            env={**variables, **watched},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             start_new_session=True,
-        )  # fmt: skip
+        )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         _started.append(self)

@@ -169,10 +169,20 @@ def test_a_spoilt_model_folder(fails, folder, tmp_path, what, command):
 # --- the teacher, when the student's training starts (more in test_trainer.py)
 
 
-@pytest.mark.parametrize("what", [
-    "plans are a list", "half a plans.json", "dataset.json is a number", "text for a checkpoint", "half a checkpoint",
-    "weights are a list", "weights of a narrower network", "weights by other names", "a trainer nobody knows",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "what",
+    [
+        "plans are a list",
+        "half a plans.json",
+        "dataset.json is a number",
+        "text for a checkpoint",
+        "half a checkpoint",
+        "weights are a list",
+        "weights of a narrower network",
+        "weights by other names",
+        "a trainer nobody knows",
+    ],
+)
 def test_a_teacher_that_was_spoilt_after_planning(folder, what):
     plans = student(folder, "BADteacher", schedule=TINY)
     FOLDERS[what][1](folder)
@@ -254,8 +264,9 @@ def test_a_training_is_not_continued_with_other_plans(tiny_teacher):
             change_plans(tiny_teacher, plans, lambda p, s=section: p["nnunet_kd"].update(s))
         else:
             features = {"features_per_stage": [4, 4, 4]}
-            change_plans(tiny_teacher, plans,
-                         lambda p, f=features: p["configurations"]["2d"]["architecture"]["arch_kwargs"].update(f))  # fmt: skip
+            change_plans(
+                tiny_teacher, plans, lambda p, f=features: p["configurations"]["2d"]["architecture"]["arch_kwargs"].update(f)
+            )
         with pytest.raises(KDError, match="checkpoint_final.pth does not fit these plans.*--name") as error:
             make("nnUNetTrainerGKD", plans, resume=True)
         assert "\n" not in str(error.value)
@@ -304,8 +315,16 @@ def test_evaluate_names_the_file_that_cannot_be_read(fails, tiny_teacher, domain
 def test_evaluate_names_a_label_of_another_size(fails, tiny_teacher, domain):
     other_size(domain / "labels" / "case_01.png")
     place = f"d={domain / 'images'},{domain / 'labels'}"
-    fails("evaluate", "--model", f"t={tiny_teacher}", "--domain", place, "-o", domain / "out",
-          says=(f"{domain / 'labels' / 'case_01.png'} is 40x48", "its image case_01_0000.png 48x48"))  # fmt: skip
+    fails(
+        "evaluate",
+        "--model",
+        f"t={tiny_teacher}",
+        "--domain",
+        place,
+        "-o",
+        domain / "out",
+        says=(f"{domain / 'labels' / 'case_01.png'} is 40x48", "its image case_01_0000.png 48x48"),
+    )
 
 
 @pytest.mark.parametrize("spoil", [half, empty, text])
@@ -315,8 +334,20 @@ def test_fsd_names_the_file_that_cannot_be_read(fails, tiny_teacher, domain, spo
     trainer.run_training()
     spoil(domain / "images" / "case_01_0000.png")
     target = f"d={domain / 'images'},{domain / 'labels'}"
-    fails("fsd", "--model", trainer.output_folder_base, "--source", "a=950:Tr", "--target", target, "--networks", "student",
-          "-o", domain / "fsd.json", says=f"cannot read {domain / 'images' / 'case_01_0000.png'}")  # fmt: skip
+    fails(
+        "fsd",
+        "--model",
+        trainer.output_folder_base,
+        "--source",
+        "a=950:Tr",
+        "--target",
+        target,
+        "--networks",
+        "student",
+        "-o",
+        domain / "fsd.json",
+        says=f"cannot read {domain / 'images' / 'case_01_0000.png'}",
+    )
 
 
 def test_a_truncated_volume_is_not_filled_up_with_zeros(tmp_path):

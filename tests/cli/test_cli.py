@@ -413,8 +413,16 @@ def test_a_trainer_that_nobody_knows(fails, tiny_teacher, tmp_path):
 
     folder = copied(tiny_teacher, tmp_path)
     save_atomically({**load_checkpoint(folder / FINAL), "trainer_name": "nnUNetTrainerTheirs"}, folder / FINAL)
-    fails("evaluate", "--model", f"a={folder}", "--domain", "home=950:Tr", "-o", tmp_path / "out",
-          says=("nnUNetTrainerTheirs", "set nnUNet_extTrainer to its folder"))  # fmt: skip
+    fails(
+        "evaluate",
+        "--model",
+        f"a={folder}",
+        "--domain",
+        "home=950:Tr",
+        "-o",
+        tmp_path / "out",
+        says=("nnUNetTrainerTheirs", "set nnUNet_extTrainer to its folder"),
+    )
 
 
 def test_mistakes_in_evaluate(fails, tiny_teacher, tmp_path, monkeypatch):

@@ -71,8 +71,20 @@ def test_an_archive_installs_and_predicts_where_there_is_no_teacher(environment,
     (tmp_path / "images").mkdir()
     shutil.copy(tiny_dataset.raw / "imagesTr" / "case_00_0000.png", tmp_path / "images")
     for place, out in ((environment, "here"), (elsewhere, "there")):
-        command = ["nnUNetv2_predict", *names, "-i", tmp_path / "images", "-o", tmp_path / out, "-device", "cpu", "-npp", 1,
-                   "-nps", 1]  # fmt: skip
+        command = [
+            "nnUNetv2_predict",
+            *names,
+            "-i",
+            tmp_path / "images",
+            "-o",
+            tmp_path / out,
+            "-device",
+            "cpu",
+            "-npp",
+            1,
+            "-nps",
+            1,
+        ]
         succeeds(command, place)
     here, there = (imread(tmp_path / out / "case_00.png") for out in ("here", "there"))
     np.testing.assert_array_equal(here, there)

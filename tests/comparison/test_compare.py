@@ -83,8 +83,9 @@ def test_mistakes_in_the_file_are_one_line_with_the_fix(tmp_path, changes, says)
     assert says in str(error.value) and str(file) in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("text", "says"), [("a: [", "no valid YAML"), ("seeds: [0]\nseeds: [1]", '"seeds" is there twice'),
-                                            ("3", "the file")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "says"), [("a: [", "no valid YAML"), ("seeds: [0]\nseeds: [1]", '"seeds" is there twice'), ("3", "the file")]
+)
 def test_text_that_is_no_comparison(tmp_path, text, says):
     file = tmp_path / "bad.yaml"
     file.write_text(text)
@@ -153,8 +154,11 @@ def test_rows_are_appended_once_and_a_half_written_one_is_mended(tmp_path):
     append_rows(file, [row(), row(case="b")])
     append_rows(file, [row(dice=0.9), row(case="c"), row(config_hash="h1")])
     assert [(r["case"], r["dice"], r["config_hash"]) for r in read_rows(file)] == [
-        ("a", "0.5", "h0"), ("b", "0.5", "h0"), ("c", "0.5", "h0"), ("a", "0.5", "h1"),
-    ]  # fmt: skip
+        ("a", "0.5", "h0"),
+        ("b", "0.5", "h0"),
+        ("c", "0.5", "h0"),
+        ("a", "0.5", "h1"),
+    ]
     whole = file.read_bytes()
     file.write_bytes(whole + b"kd,0,val,d,0." + b"1" * 500)  # longer than what replaces it
     assert len(read_rows(file)) == 4
@@ -165,9 +169,12 @@ def test_rows_are_appended_once_and_a_half_written_one_is_mended(tmp_path):
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("method,seed\n", "other columns"), (f"{','.join(COLUMNS)}\nkd,0\n", "line 2 is no row"),
-     (f"{','.join(COLUMNS)}\n{','.join(['x'] * 12)}\n", "line 2 is no row")],
-)  # fmt: skip
+    [
+        ("method,seed\n", "other columns"),
+        (f"{','.join(COLUMNS)}\nkd,0\n", "line 2 is no row"),
+        (f"{','.join(COLUMNS)}\n{','.join(['x'] * 12)}\n", "line 2 is no row"),
+    ],
+)
 def test_a_foreign_csv_is_refused_and_not_changed(tmp_path, text, says):
     file = tmp_path / "a.csv"
     file.write_text(text)
@@ -185,8 +192,11 @@ def cells(text: str, start: str) -> list[str]:
 def test_table_by_hand(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     file = write(tmp_path, domains={"val": {"domain": "950:Tr", "clusters": "(.)"}, "all": "950:Tr"})
-    scores = {"teacher": [(0, "a1", 0.9), (0, "b1", 0.7)], "kd+views": [(0, "a1", 0.6), (0, "b1", 0.5), (1, "a1", 0.8)],
-              "kd": [(0, "a1", 0.7), (0, "b1", 0.5), (1, "a1", 0.6)]}  # fmt: skip
+    scores = {
+        "teacher": [(0, "a1", 0.9), (0, "b1", 0.7)],
+        "kd+views": [(0, "a1", 0.6), (0, "b1", 0.5), (1, "a1", 0.8)],
+        "kd": [(0, "a1", 0.7), (0, "b1", 0.5), (1, "a1", 0.6)],
+    }
     rows = [row(m, s, c, d, params=900 if m == "teacher" else 100) for m, values in scores.items() for s, c, d in values]
     rows += [row("kd", 0, "a1", 0.25, dataset="all", cpu_seconds="10.0"), row("kd", 1, "z", "nan", cpu_seconds="")]
     rows += [row("kd", 0, "a1", 0.01, config_hash="old", date="2025-12-31T00:00:00")]
@@ -405,16 +415,20 @@ def test_one_failure_leaves_the_others_alone(lab, capsys):
 
 
 def test_a_run_that_another_worker_holds_is_left_to_it(lab, monkeypatch):
-    changes = {"methods": {"views-only": {"preset": "views-only"}, "student": {"preset": "student"}},
-               "domains": {"v": "950:Tr:case_00"}}  # fmt: skip
+    changes = {
+        "methods": {"views-only": {"preset": "views-only"}, "student": {"preset": "student"}},
+        "domains": {"v": "950:Tr:case_00"},
+    }
     comparison = lab.plan(**changes)
     held = RunLock(comparison.runs[0].source.notes / "views-only_4-4-8_seed0.lock")
     assert held.take()
 
     def the_other_finishes(seconds):
         run = comparison.runs[0]
-        append_rows(Path("results/tiny.csv"), [row(run.method, case="case_00", dataset="v", params=run.parameters,
-                                                   config_hash=run.config_hash)])  # fmt: skip
+        append_rows(
+            Path("results/tiny.csv"),
+            [row(run.method, case="case_00", dataset="v", params=run.parameters, config_hash=run.config_hash)],
+        )
         held.close()
 
     monkeypatch.setattr(loop.time, "sleep", the_other_finishes)
@@ -423,11 +437,15 @@ def test_a_run_that_another_worker_holds_is_left_to_it(lab, monkeypatch):
 
 
 def test_order_seeds_and_hashes(lab):
-    methods = {"student": {"preset": "student", "seeds": [0]}, "kd": {"preset": "kd", "seeds": [0, 4]},
-               "teacher": {"role": "teacher"}, "teacher+views": {"role": "teacher", "preset": "views-only"},
-               "late": {"preset": "kd", "teacher": "teacher+views", "seeds": [1]},
-               "kd-null": {"preset": "kd+views", "settings": {"views": None, "terms": {"kd": {"target": "view"}}}},
-               "lr": {"preset": "student", "settings": {"schedule": {"initial_lr": 0.02}}}}  # fmt: skip
+    methods = {
+        "student": {"preset": "student", "seeds": [0]},
+        "kd": {"preset": "kd", "seeds": [0, 4]},
+        "teacher": {"role": "teacher"},
+        "teacher+views": {"role": "teacher", "preset": "views-only"},
+        "late": {"preset": "kd", "teacher": "teacher+views", "seeds": [1]},
+        "kd-null": {"preset": "kd+views", "settings": {"views": None, "terms": {"kd": {"target": "view"}}}},
+        "lr": {"preset": "student", "settings": {"schedule": {"initial_lr": 0.02}}},
+    }
     plan = lab.plan(methods=methods, seeds=[0, 1])
     keys = [r.key[:2] for r in plan.runs]
     teachers = [(t, s) for s in (0, 1) for t in ("teacher", "teacher+views")] + [("teacher", 4)]
@@ -496,8 +514,11 @@ def test_git_commits_the_results_and_nothing_else(lab, monkeypatch, capsys):
 
 def test_options_that_do_not_fit(tmp_path, capsys):
     file = str(write(tmp_path))
-    for options, says in ((["--against", "kd"], "--against is for --table"), (["--jobs", "0"], "at least 1"),
-                          (["--table", "--dry-run"], "exclude each other")):  # fmt: skip
+    for options, says in (
+        (["--against", "kd"], "--against is for --table"),
+        (["--jobs", "0"], "at least 1"),
+        (["--table", "--dry-run"], "exclude each other"),
+    ):
         assert main(["compare", file, *options]) == 2
         assert says in capsys.readouterr().err
 

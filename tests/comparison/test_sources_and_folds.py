@@ -46,9 +46,11 @@ def test_a_student_learns_from_the_teacher_of_its_own_fold(lab):
     file = {"domains": {"val": {"domain": "950:Tr", "cases": "validation"}, "test": "950:Tr:case_00"}}
     plan = lab.plan(**file, folds=[0, 2])
     assert [(r.label, r.model_name) for r in plan.runs] == [
-        ("teacher seed 0 fold 0", "teacher_8-16-32_seed0"), ("kd+views seed 0 fold 0", "kd+views_4-4-8_seed0"),
-        ("teacher seed 0 fold 2", "teacher_8-16-32_seed0_fold2"), ("kd+views seed 0 fold 2", "kd+views_4-4-8_seed0_fold2"),
-    ]  # fmt: skip
+        ("teacher seed 0 fold 0", "teacher_8-16-32_seed0"),
+        ("kd+views seed 0 fold 0", "kd+views_4-4-8_seed0"),
+        ("teacher seed 0 fold 2", "teacher_8-16-32_seed0_fold2"),
+        ("kd+views seed 0 fold 2", "kd+views_4-4-8_seed0_fold2"),
+    ]
     for run in plan.runs:
         assert run.teacher is None or (run.teacher.fold, run.teacher.seed) == (run.fold, run.seed)
     assert len({r.config_hash for r in plan.runs}) == 4
@@ -98,8 +100,13 @@ def test_two_sources_make_a_matrix(other, lab, capsys):
         "A_all": "950:Tr:case_00",
     }
     rows = lab.compare(**TEACHER, dataset=None, sources={"A": 950, "B": {"dataset": 952}}, domains=domains)
-    assert list(dict.fromkeys((r["source"], r["dataset"]) for r in rows)) == [("A", "A"), ("A", "B"), ("A", "A_all"),
-                                                                              ("B", "B"), ("B", "A_all")]  # fmt: skip
+    assert list(dict.fromkeys((r["source"], r["dataset"]) for r in rows)) == [
+        ("A", "A"),
+        ("A", "B"),
+        ("A", "A_all"),
+        ("B", "B"),
+        ("B", "A_all"),
+    ]
     assert Path("results/models/A/teacher_8-16-32_seed0").is_dir() and Path("results/models/B/teacher_8-16-32_seed0").is_dir()
     assert len(lab.trained) == 2 and len({r["config_hash"] for r in rows}) == 2
     capsys.readouterr()
@@ -113,8 +120,12 @@ def test_two_sources_make_a_matrix(other, lab, capsys):
 
 
 def test_a_method_s_own_length_and_width(lab):
-    methods = {**CONTENT["methods"], "long": {"preset": "kd+views", "iterations": 120}, "student": {"preset": "student"},
-               "thin": {"preset": "student", "features": [4, 4, 4]}}  # fmt: skip
+    methods = {
+        **CONTENT["methods"],
+        "long": {"preset": "kd+views", "iterations": 120},
+        "student": {"preset": "student"},
+        "thin": {"preset": "student", "features": [4, 4, 4]},
+    }
     runs = {r.method: r for r in lab.plan(methods=methods).runs}
     assert [runs[m].iterations for m in methods] == [2, 2, 120, 2, 2]
     assert runs["thin"].features == [4, 4, 4] and runs["thin"].parameters < runs["student"].parameters

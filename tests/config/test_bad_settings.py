@@ -17,8 +17,15 @@ from nnunet_kd.losses.registry import LOSSES
 from nnunet_kd.utils.errors import KDError
 
 # any text names something: a folder, a file, a kind of network, a hash
-TEXTS = {"teacher.folder", "teacher.configuration", "teacher.checkpoint", "teacher.plans_hash", "teacher.stages.family",
-         "previous_stage", "act.autoencoder"}  # fmt: skip
+TEXTS = {
+    "teacher.folder",
+    "teacher.configuration",
+    "teacher.checkpoint",
+    "teacher.plans_hash",
+    "teacher.stages.family",
+    "previous_stage",
+    "act.autoencoder",
+}
 OF_TYPE = {bool: True, int: 3, float: 1.5, str: "x", list: [1], dict: {"a": 1}}
 
 
@@ -67,8 +74,11 @@ def test_a_value_of_another_type_is_refused(key):
         fails(path, value, "it must be of type|must be an object|known presets|use .same.|missing")
 
 
-@pytest.mark.parametrize("key", [k for k in keys() if ".".join(k[0]) not in TEXTS and bool not in k[1]
-                                 and not any(map(dataclasses.is_dataclass, k[1]))], ids=ids)  # fmt: skip
+@pytest.mark.parametrize(
+    "key",
+    [k for k in keys() if ".".join(k[0]) not in TEXTS and bool not in k[1] and not any(map(dataclasses.is_dataclass, k[1]))],
+    ids=ids,
+)
 def test_a_value_out_of_range_is_refused(key):
     path, allowed = key
     impossible = {
@@ -86,8 +96,11 @@ def test_a_value_out_of_range_is_refused(key):
         fails(path, value, ".")
 
 
-@pytest.mark.parametrize("path", [()] + [p for p, allowed in keys() if any(map(dataclasses.is_dataclass, allowed))],
-                         ids=lambda p: ".".join(p) or "section")  # fmt: skip
+@pytest.mark.parametrize(
+    "path",
+    [()] + [p for p, allowed in keys() if any(map(dataclasses.is_dataclass, allowed))],
+    ids=lambda p: ".".join(p) or "section",
+)
 def test_a_misspelled_key_is_refused(path):
     name = ".".join(("nnunet_kd", *path, "weihgt"))
     fails((*path, "weihgt"), 1, f'unknown key "{name}" in the plans; (did you mean|known keys)')

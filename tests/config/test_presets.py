@@ -16,16 +16,32 @@ from nnunet_kd.utils.errors import KDError
 GRAPHS, CROSS = ("intra", "inter"), ("cross_ts", "cross_st")
 # preset -> the terms of its last phase
 TERMS = {
-    "student": (), "views-only": (), "kd": ("kd",), "kd+views": ("kd",),
-    "intra": ("intra",), "inter": ("inter",), "cross": CROSS, "intra+inter": GRAPHS,
-    "all": GRAPHS + CROSS, "paper": GRAPHS + CROSS, "default": ("kd",), "adjusted": ("kd",), "balanced": ("kd",),
+    "student": (),
+    "views-only": (),
+    "kd": ("kd",),
+    "kd+views": ("kd",),
+    "intra": ("intra",),
+    "inter": ("inter",),
+    "cross": CROSS,
+    "intra+inter": GRAPHS,
+    "all": GRAPHS + CROSS,
+    "paper": GRAPHS + CROSS,
+    "default": ("kd",),
+    "adjusted": ("kd",),
+    "balanced": ("kd",),
     "dice": ("kd", "dml@logits"),
     "cross-view": ("kd", *GRAPHS, *CROSS),
-    "at": ("at@bottleneck",), "fitnets": ("fitnets@bottleneck",), "fsp": ("fsp@all",), "cwd": ("cwd-logits@logits",),
-    "skd": ("skd-pixelwise@logits", "skd-pairwise@decoder0"), "ifvd": ("kd", "ifvd@decoder0"), "dist": ("dist@logits",),
+    "at": ("at@bottleneck",),
+    "fitnets": ("fitnets@bottleneck",),
+    "fsp": ("fsp@all",),
+    "cwd": ("cwd-logits@logits",),
+    "skd": ("skd-pixelwise@logits", "skd-pairwise@decoder0"),
+    "ifvd": ("kd", "ifvd@decoder0"),
+    "dist": ("dist@logits",),
     "dml": ("dml@logits",),
-    "emkd": ("kd", "imd@all", "rad@decoder0"), "cirkd": ("kd", "cirkd@decoder0", "cirkd-memory@decoder0"),
-}  # fmt: skip
+    "emkd": ("kd", "imd@all", "rad@decoder0"),
+    "cirkd": ("kd", "cirkd@decoder0", "cirkd-memory@decoder0"),
+}
 
 
 @pytest.fixture(autouse=True)

@@ -81,8 +81,12 @@ def test_rows_are_only_folded_where_every_size_is_a_multiple(exported):
         strides = [
             a.ints[dims - 2] for n in model.graph.node for a in n.attribute if n.op_type == "Conv" and a.name == "strides"
         ]
-        plain = [a.ints[dims - 2] for n in onnx.load(file).graph.node for a in n.attribute
-                 if n.op_type == "Conv" and a.name == "strides"]  # fmt: skip
+        plain = [
+            a.ints[dims - 2]
+            for n in onnx.load(file).graph.node
+            for a in n.attribute
+            if n.op_type == "Conv" and a.name == "strides"
+        ]
         assert max(strides) == max(most, *plain)
 
 

@@ -81,9 +81,17 @@ def test_export_and_both_commands(tiny_dataset, train, tiny_teacher, tmp_path):
     assert f"nnunet-kd predict -m {model} -i IMAGES -o OUT" in said
     written = {str(p.relative_to(model)) for p in model.rglob("*") if p.is_file() and p.parent.name != "runner"}
     assert written == {
-        "plans.json", "dataset.json", "dataset_fingerprint.json", "fold_0/checkpoint_final.pth", "fold_1/checkpoint_final.pth",
-        "MODEL_CARD.md", "fold_0.onnx", "fold_1.onnx", "model.json", "predict.py",
-    }  # fmt: skip
+        "plans.json",
+        "dataset.json",
+        "dataset_fingerprint.json",
+        "fold_0/checkpoint_final.pth",
+        "fold_1/checkpoint_final.pth",
+        "MODEL_CARD.md",
+        "fold_0.onnx",
+        "fold_1.onnx",
+        "model.json",
+        "predict.py",
+    }
     assert "## Predict without nnU-Net" in (model / "MODEL_CARD.md").read_text()
     for file in model.rglob("*"):
         if file.is_file():
@@ -94,8 +102,24 @@ def test_export_and_both_commands(tiny_dataset, train, tiny_teacher, tmp_path):
     assert run(*ours, "predict", "-m", model, "-i", source, "-o", tmp_path / "ours", "--threads", "1").startswith("wrote 6")
     shutil.copytree(model, tmp_path / "moved")
     run(sys.executable, tmp_path / "moved" / "predict.py", "-i", source, "-o", tmp_path / "again", "--threads", "1")
-    run(commands / "nnUNetv2_predict_from_modelfolder", "-m", model, "-f", "0", "1", "-i", source, "-o", tmp_path / "theirs",
-        "-device", "cpu", "-npp", "1", "-nps", "1")  # fmt: skip
+    run(
+        commands / "nnUNetv2_predict_from_modelfolder",
+        "-m",
+        model,
+        "-f",
+        "0",
+        "1",
+        "-i",
+        source,
+        "-o",
+        tmp_path / "theirs",
+        "-device",
+        "cpu",
+        "-npp",
+        "1",
+        "-nps",
+        "1",
+    )
     assert_agree(tmp_path / "ours", tmp_path / "theirs", labels=1)
     assert_agree(tmp_path / "ours", tmp_path / "again", labels=1)
     assert json.loads((model / "model.json").read_text())["folds"] == ["0", "1"]

@@ -66,8 +66,7 @@ def test_a_crossed_prediction_is_lowered_where_it_is_of_a_view(views, read):
 @pytest.mark.parametrize("student_loss", ["anchor", "all"])
 def test_nnunets_own_loss_reads_views_lowered_at_every_head_and_anchors_as_they_are(tiny_teacher, monkeypatch, student_loss):
     known_trainers(monkeypatch)
-    section = {"preset": "kd+views", "ramp": 0, "views": {"preset": "light", "count": 1, "student_loss": student_loss},
-               **KD}  # fmt: skip
+    section = {"preset": "kd+views", "ramp": 0, "views": {"preset": "light", "count": 1, "student_loss": student_loss}, **KD}
     trainer = make("nnUNetTrainerDistillation", student(tiny_teacher, "KDviews", **section, logit_adjustment_views=0.7))
     twin = make("nnUNetTrainerDistillation", student(tiny_teacher, "KDviewstwin", **section))
     for one in (trainer, twin):

@@ -104,8 +104,13 @@ def test_the_alignment_networks_read_what_the_student_says():
 
 
 def section(adjustment: float) -> dict:
-    return {"preset": "kd+views", "views": {"preset": "light", "count": 1, "student_loss": "anchor"},
-            "terms": {"kd": {"target": "anchor"}}, "ramp": 0, "logit_adjustment": adjustment}  # fmt: skip
+    return {
+        "preset": "kd+views",
+        "views": {"preset": "light", "count": 1, "student_loss": "anchor"},
+        "terms": {"kd": {"target": "anchor"}},
+        "ramp": 0,
+        "logit_adjustment": adjustment,
+    }
 
 
 def test_nnunets_own_loss_reads_the_adjusted_logits_of_every_head_in_training_and_in_validation(tiny_teacher, monkeypatch):

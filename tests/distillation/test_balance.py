@@ -219,8 +219,11 @@ def test_the_gradient_of_balanced_kd_reaches_the_student_only():
 def test_with_student_loss_anchor_kd_reads_the_views_and_nnunets_loss_does_not(tiny_teacher, monkeypatch, target, balance):
     known_trainers(monkeypatch)
     count = 2
-    section = {"views": {"preset": "light", "count": count, "student_loss": "anchor"},
-               "terms": {"kd": {"target": target, "balance": balance}}, "ramp": 0}  # fmt: skip
+    section = {
+        "views": {"preset": "light", "count": count, "student_loss": "anchor"},
+        "terms": {"kd": {"target": target, "balance": balance}},
+        "ramp": 0,
+    }
     trainer = make("nnUNetTrainerDistillation", student(tiny_teacher, "KDanchor", preset="kd+views", **section))
     trainer.on_train_start()
     seen, steps = {}, []

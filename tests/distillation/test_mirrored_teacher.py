@@ -77,8 +77,10 @@ def test_their_mean_is_the_mirrored_mean():
 def test_features_lie_as_the_patch_does():
     distiller, _, data, onehot = setup("default", **ON)
     with torch.no_grad():
-        ways = [[stage.flip(axes) for stage in encode(distiller.teacher.network, data.flip(axes))]
-                for axes in [(), *mirrorings_of((0, 1))]]  # fmt: skip
+        ways = [
+            [stage.flip(axes) for stage in encode(distiller.teacher.network, data.flip(axes))]
+            for axes in [(), *mirrorings_of((0, 1))]
+        ]
     found = set()
     for iteration in range(30):
         step = distiller.prepare(data, onehot, None, 0.9, iteration=iteration)

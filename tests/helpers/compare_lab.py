@@ -19,11 +19,16 @@ from nnunet_kd.comparison.settings import read_settings
 from nnunet_kd.utils.environment import trainers_path
 
 CONTENT = {
-    "dataset": 950, "configuration": "2d", "csv": "results/tiny.csv", "models": "results/models", "seeds": [0],
-    "teacher": {"features": [8, 16, 32], "iterations": 2}, "student": {"features": [4, 4, 8], "iterations": 2},
+    "dataset": 950,
+    "configuration": "2d",
+    "csv": "results/tiny.csv",
+    "models": "results/models",
+    "seeds": [0],
+    "teacher": {"features": [8, 16, 32], "iterations": 2},
+    "student": {"features": [4, 4, 8], "iterations": 2},
     "methods": {"teacher": {"role": "teacher"}, "kd+views": {"preset": "kd+views"}},
     "domains": {"val": {"domain": "950:Tr", "cases": "validation"}, "all": "950:Tr:case_0[0-2]"},
-}  # fmt: skip
+}
 
 
 def write(folder: Path, **changes) -> Path:
@@ -34,9 +39,20 @@ def write(folder: Path, **changes) -> Path:
 
 
 def row(method="kd", seed=0, case="a", dice=0.5, **more) -> dict:
-    given = {"method": method, "seed": seed, "dataset": "val", "case": case, "dice": dice, "iterations": 2,
-             "device": "cpu", "commit": "c0", "config_hash": "h0", "params": 100, "date": "2026-01-01T00:00:00",
-             "cpu_seconds": "10.0"}  # fmt: skip
+    given = {
+        "method": method,
+        "seed": seed,
+        "dataset": "val",
+        "case": case,
+        "dice": dice,
+        "iterations": 2,
+        "device": "cpu",
+        "commit": "c0",
+        "config_hash": "h0",
+        "params": 100,
+        "date": "2026-01-01T00:00:00",
+        "cpu_seconds": "10.0",
+    }
     return given | more
 
 

@@ -13,10 +13,14 @@ TEACHER = {
     "configuration": "2d",
     "plans_hash": "0" * 16,
     "stages": {
-        "family": "PlainConvUNet", "channels": [8, 16, 32], "strides": [[1, 1], [2, 2], [4, 4]],
-        "input_channels": 1, "outputs": 2, "parameters": 1000,
+        "family": "PlainConvUNet",
+        "channels": [8, 16, 32],
+        "strides": [[1, 1], [2, 2], [4, 4]],
+        "input_channels": 1,
+        "outputs": 2,
+        "parameters": 1000,
     },
-}  # fmt: skip
+}
 
 
 def load_script(name: str) -> ModuleType:
@@ -32,17 +36,32 @@ def plans(**section) -> dict:
 
 
 def network(
-    dims: int = 2, features=(4, 8, 16), residual: bool = False, strides=None, supervision: bool = False,
-    convs: int | list = 1, decoder_convs: int = 1,
-):  # fmt: skip
+    dims: int = 2,
+    features=(4, 8, 16),
+    residual: bool = False,
+    strides=None,
+    supervision: bool = False,
+    convs: int | list = 1,
+    decoder_convs: int = 1,
+):
     conv, norm = (nn.Conv2d, nn.InstanceNorm2d) if dims == 2 else (nn.Conv3d, nn.InstanceNorm3d)
     n = len(features)
     kwargs = dict(
-        input_channels=1, n_stages=n, features_per_stage=list(features), conv_op=conv, kernel_sizes=3,
-        strides=strides or [1] + [2] * (n - 1), num_classes=2, n_conv_per_stage_decoder=decoder_convs, conv_bias=True,
-        norm_op=norm, norm_op_kwargs={"affine": True}, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
+        input_channels=1,
+        n_stages=n,
+        features_per_stage=list(features),
+        conv_op=conv,
+        kernel_sizes=3,
+        strides=strides or [1] + [2] * (n - 1),
+        num_classes=2,
+        n_conv_per_stage_decoder=decoder_convs,
+        conv_bias=True,
+        norm_op=norm,
+        norm_op_kwargs={"affine": True},
+        nonlin=nn.LeakyReLU,
+        nonlin_kwargs={"inplace": True},
         deep_supervision=supervision,
-    )  # fmt: skip
+    )
     if residual:
         return ResidualEncoderUNet(n_blocks_per_stage=convs, **kwargs)
     return PlainConvUNet(n_conv_per_stage=convs, **kwargs)

@@ -29,32 +29,51 @@ def plans(patch, spacing, *, channels=1, reader="SimpleITKIO", features=(4, 8), 
     conv, norm = f"torch.nn.modules.conv.Conv{dims}d", f"torch.nn.modules.instancenorm.InstanceNorm{dims}d"
     stages = len(features)
     arch = {
-        "n_stages": stages, "features_per_stage": list(features), "conv_op": conv, "kernel_sizes": [[3] * dims] * stages,
-        "strides": [[1] * dims] + [[2] * dims] * (stages - 1), "n_conv_per_stage": [1] * stages,
-        "n_conv_per_stage_decoder": [1] * (stages - 1), "conv_bias": True, "norm_op": norm,
-        "norm_op_kwargs": {"eps": 1e-5, "affine": True}, "dropout_op": None, "dropout_op_kwargs": None,
-        "nonlin": "torch.nn.LeakyReLU", "nonlin_kwargs": {"inplace": True},
-    }  # fmt: skip
+        "n_stages": stages,
+        "features_per_stage": list(features),
+        "conv_op": conv,
+        "kernel_sizes": [[3] * dims] * stages,
+        "strides": [[1] * dims] + [[2] * dims] * (stages - 1),
+        "n_conv_per_stage": [1] * stages,
+        "n_conv_per_stage_decoder": [1] * (stages - 1),
+        "conv_bias": True,
+        "norm_op": norm,
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "dropout_op": None,
+        "dropout_op_kwargs": None,
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
     configuration = {
-        "data_identifier": "x", "preprocessor_name": "DefaultPreprocessor", "batch_size": 2, "patch_size": list(patch),
-        "spacing": list(spacing), "normalization_schemes": ["ZScoreNormalization"] * channels,
-        "use_mask_for_norm": [False] * channels, "batch_dice": False,
+        "data_identifier": "x",
+        "preprocessor_name": "DefaultPreprocessor",
+        "batch_size": 2,
+        "patch_size": list(patch),
+        "spacing": list(spacing),
+        "normalization_schemes": ["ZScoreNormalization"] * channels,
+        "use_mask_for_norm": [False] * channels,
+        "batch_dice": False,
         "architecture": {
-            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet", "arch_kwargs": arch,
+            "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
+            "arch_kwargs": arch,
             "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
         },
-    }  # fmt: skip
+    }
     for what, order in (("data", 3), ("seg", 1), ("probabilities", 1)):
         configuration[f"resampling_fn_{what}"] = "resample_data_or_seg_to_shape"
         kwargs = {"is_seg": what == "seg", "order": order, "order_z": 0, "force_separate_z": None}
         configuration[f"resampling_fn_{what}_kwargs"] = kwargs
     return {
-        "dataset_name": "Dataset960_Runner", "plans_name": "nnUNetPlans", "image_reader_writer": reader,
-        "transpose_forward": list(transpose), "transpose_backward": [transpose.index(i) for i in range(3)],
+        "dataset_name": "Dataset960_Runner",
+        "plans_name": "nnUNetPlans",
+        "image_reader_writer": reader,
+        "transpose_forward": list(transpose),
+        "transpose_backward": [transpose.index(i) for i in range(3)],
         "configurations": {"2d" if dims == 2 else "3d_fullres": configuration | settings},
         "foreground_intensity_properties_per_channel": {str(c): INTENSITY for c in range(channels)},
-        "experiment_planner_used": "ExperimentPlanner", "label_manager": "LabelManager",
-    }  # fmt: skip
+        "experiment_planner_used": "ExperimentPlanner",
+        "label_manager": "LabelManager",
+    }
 
 
 def model_folder(folder: Path, plans: dict, *, ending=".nii.gz", labels=None, order=None, folds=1, mirror=None) -> Path:
@@ -66,7 +85,7 @@ def model_folder(folder: Path, plans: dict, *, ending=".nii.gz", labels=None, or
         "channel_names": {str(c): f"channel {c}" for c in range(channels)},
         "labels": labels or {"background": 0, "a": 1, "b": 2},
         "file_ending": ending,
-    } | ({"regions_class_order": order} if order else {})  # fmt: skip
+    } | ({"regions_class_order": order} if order else {})
     folder.mkdir()
     (folder / "plans.json").write_text(json.dumps(plans))
     (folder / "dataset.json").write_text(json.dumps(dataset))

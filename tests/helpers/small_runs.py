@@ -59,8 +59,9 @@ def stopped(trainer, epochs: int) -> None:
         trainer.on_train_epoch_end(outputs)
         with torch.no_grad():
             trainer.on_validation_epoch_start()
-            outputs = [trainer.validation_step(next(trainer.dataloader_val)) for _ in
-                       range(trainer.num_val_iterations_per_epoch)]  # fmt: skip
+            outputs = [
+                trainer.validation_step(next(trainer.dataloader_val)) for _ in range(trainer.num_val_iterations_per_epoch)
+            ]
             trainer.on_validation_epoch_end(outputs)
         trainer.on_epoch_end()
 

@@ -13,9 +13,23 @@ from nnunet_kd.losses.registry import LOSSES
 
 GEOMETRY = {"student_channels", "teacher_channels", "dims", "classes", "regions"}
 NAMES = [
-    "kd", "at", "fitnets", "fsp", "skd-pixelwise", "skd-pairwise", "skd-2x2", "ifvd", "cwd-logits", "cwd-features", "dist",
-    "dml", "imd", "rad", "cirkd", "cirkd-memory",
-]  # fmt: skip
+    "kd",
+    "at",
+    "fitnets",
+    "fsp",
+    "skd-pixelwise",
+    "skd-pairwise",
+    "skd-2x2",
+    "ifvd",
+    "cwd-logits",
+    "cwd-features",
+    "dist",
+    "dml",
+    "imd",
+    "rad",
+    "cirkd",
+    "cirkd-memory",
+]
 each = pytest.mark.parametrize("name", NAMES)
 
 

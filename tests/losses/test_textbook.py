@@ -53,7 +53,7 @@ PUBLISHED = {
     "dist": (lambda: textbook.dist(ZS, ZT), 1.9536586153197977),
     "cirkd": (lambda: textbook.cirkd(FS, FT), 9.122663343287558),
     "fsp": (lambda: textbook.fsp((FS, FS * FS), (FT, FT * FT)), 0.008580037798506529),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -45,10 +45,13 @@ def test_all_stages_pair_and_their_features_have_one_size(dims, teacher, student
     depths = [t.depth for t in tables]
     one, two = "x".join("1" * dims), "x".join("2" * dims)
     assert names(pairs) == [
-        (one, 0, 0, False), (two, 1, 1, False), ("x".join("4" * dims), 2, 2, False),
+        (one, 0, 0, False),
+        (two, 1, 1, False),
+        ("x".join("4" * dims), 2, 2, False),
         # the lowest resolution of the flatter network has no decoder stage
-        (f"decoder_{one}", depths[0], depths[1], True), (f"decoder_{two}", depths[0] + 1, depths[1] + 1, True),
-    ]  # fmt: skip
+        (f"decoder_{one}", depths[0], depths[1], True),
+        (f"decoder_{two}", depths[0] + 1, depths[1] + 1, True),
+    ]
     x = torch.randn(2, 1, *[16] * dims)
     features = [taped(net, x)[0] for net in nets]
     for pair in pairs:
@@ -62,16 +65,24 @@ def test_decoder_stages_are_chosen_one_by_one_by_the_students_resolution():
     teacher, student = stage_table(network(features=(2, 4, 6, 8))), stage_table(network(features=(2, 4, 6), strides=[1, 4, 2]))
     assert names(pair_stages(teacher, student, ["decoder1"])) == [("decoder_4x4", 6, 4, True)]
     assert names(pair_stages(teacher, student, ["decoder0", 2, "decoder0"])) == [
-        ("8x8", 3, 2, False), ("decoder_1x1", 4, 3, True)]  # fmt: skip
+        ("8x8", 3, 2, False),
+        ("decoder_1x1", 4, 3, True),
+    ]
     assert names(pair_stages(teacher, student, ["bottleneck", "decoder"])) == [
-        ("8x8", 3, 2, False), ("decoder_1x1", 4, 3, True), ("decoder_4x4", 6, 4, True)]  # fmt: skip
+        ("8x8", 3, 2, False),
+        ("decoder_1x1", 4, 3, True),
+        ("decoder_4x4", 6, 4, True),
+    ]
 
 
 def test_anisotropic_strides_pair_only_where_every_axis_agrees():
     teacher = stage_table(network(3, (2, 4, 6), strides=[1, [1, 2, 2], [2, 2, 2]]))
     student = stage_table(network(3, (2, 4, 6), strides=[1, [2, 2, 2], [1, 2, 2]]))
     assert names(pair_stages(teacher, student, ["all", "decoder"])) == [
-        ("1x1x1", 0, 0, False), ("2x4x4", 2, 2, False), ("decoder_1x1x1", 3, 3, True)]  # fmt: skip
+        ("1x1x1", 0, 0, False),
+        ("2x4x4", 2, 2, False),
+        ("decoder_1x1x1", 3, 3, True),
+    ]
 
 
 def test_a_stage_without_a_partner_is_named_with_those_that_have_one():

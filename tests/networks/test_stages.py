@@ -33,7 +33,10 @@ def test_stages_pair_by_cumulative_stride_across_depth_and_family():
     teacher = stage_table(network(features=(4, 8, 16, 16), residual=True))
     student = stage_table(network(features=(2, 4, 8)))
     assert [(p.name, p.teacher, p.student) for p in pair_stages(teacher, student, ["all"])] == [
-        ("1x1", 0, 0), ("2x2", 1, 1), ("4x4", 2, 2)]  # fmt: skip
+        ("1x1", 0, 0),
+        ("2x2", 1, 1),
+        ("4x4", 2, 2),
+    ]
     assert pair_stages(teacher, student, ["bottleneck"])[0].teacher == 2  # the deepest that both have
     skipping = stage_table(network(features=(2, 4), strides=[1, 4]))
     assert [(p.teacher, p.student) for p in pair_stages(teacher, skipping, ["all"])] == [(0, 0), (2, 1)]

@@ -78,14 +78,22 @@ def add_cascade(dataset) -> None:
     plans = json.loads(dataset.plans_file.read_text())
     configurations = plans["configurations"]
     low = {
-        "inherits_from": FULL, "data_identifier": "nnUNetPlans_3d_lowres", "patch_size": [8, 8, 8], "spacing": [2.0, 2.0, 2.0],
-        "median_image_size_in_voxels": [12.0, 12.0, 12.0], "next_stage": SECOND,
+        "inherits_from": FULL,
+        "data_identifier": "nnUNetPlans_3d_lowres",
+        "patch_size": [8, 8, 8],
+        "spacing": [2.0, 2.0, 2.0],
+        "median_image_size_in_voxels": [12.0, 12.0, 12.0],
+        "next_stage": SECOND,
         "architecture": copy.deepcopy(configurations[FULL]["architecture"]),
-    }  # fmt: skip
+    }
     low["architecture"]["arch_kwargs"] |= {
-        "n_stages": 3, "features_per_stage": [8, 16, 16], "strides": [[1] * 3, [2] * 3, [2] * 3],
-        "kernel_sizes": [[3] * 3] * 3, "n_conv_per_stage": [1] * 3, "n_conv_per_stage_decoder": [1] * 2,
-    }  # fmt: skip
+        "n_stages": 3,
+        "features_per_stage": [8, 16, 16],
+        "strides": [[1] * 3, [2] * 3, [2] * 3],
+        "kernel_sizes": [[3] * 3] * 3,
+        "n_conv_per_stage": [1] * 3,
+        "n_conv_per_stage_decoder": [1] * 2,
+    }
     configurations |= {LOW: low, SECOND: {"inherits_from": FULL, "previous_stage": LOW}}
     dataset.plans_file.write_text(json.dumps(plans))
     with pytest.MonkeyPatch.context() as environment:
@@ -229,8 +237,11 @@ def test_missing_predictions_name_the_command_that_makes_them(world, tmp_path):
     name = planned(world, FULL, "CascadeMissing", previous_stage=first).plans_name
     (first / "predicted_next_stage" / SECOND / "case_01.b2nd").unlink()
     trainer = make("nnUNetTrainerGKD", name, SECOND)
-    with pytest.raises(KDError, match=r"1 of 5 cases \(case_01\).*nnUNetv2_train .* 3d_lowres FOLD -p CascadeLow "
-                                      "-tr nnUNetTrainerKDViews`.*--val") as error:  # fmt: skip
+    with pytest.raises(
+        KDError,
+        match=r"1 of 5 cases \(case_01\).*nnUNetv2_train .* 3d_lowres FOLD -p CascadeLow "
+        "-tr nnUNetTrainerKDViews`.*--val",
+    ) as error:
         trainer.on_train_start()
     assert "\n" not in str(error.value)
     shutil.rmtree(first / "predicted_next_stage")

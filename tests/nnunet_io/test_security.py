@@ -115,11 +115,22 @@ def test_without_the_check_such_plans_do_run_code(folder, tmp_path):
     assert (tmp_path / "ran").is_dir()
 
 
-@pytest.mark.parametrize("name", [
-    "torch.nn.functional.torch.os.mkdir", "torch.nn.modules.module.torch.load", "dynamic_network_architectures.os.mkdir",
-    "torch.nn.functional.leaky_relu", "subprocess.Popen", "nowhere.at.all", "torch.nn.Nothing", "torch", "", 5,
-    ["torch.nn.ReLU"],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "torch.nn.functional.torch.os.mkdir",
+        "torch.nn.modules.module.torch.load",
+        "dynamic_network_architectures.os.mkdir",
+        "torch.nn.functional.leaky_relu",
+        "subprocess.Popen",
+        "nowhere.at.all",
+        "torch.nn.Nothing",
+        "torch",
+        "",
+        5,
+        ["torch.nn.ReLU"],
+    ],
+)
 @pytest.mark.parametrize("key", ["network_class_name", "norm_op"])
 def test_nothing_but_network_classes_may_be_named(folder, name, key):
     plans = json.loads((folder / "plans.json").read_text())

@@ -145,9 +145,16 @@ def test_depth_and_convs_of_both_families(tiny_teacher):
     kwargs = planned.plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
     assert kwargs["features_per_stage"] == [4, 8] and kwargs["n_conv_per_stage"] == [1, 1] and kwargs["n_stages"] == 2
     assert kwargs["n_conv_per_stage_decoder"] == [1]
-    residual = {"architecture": {"arch_kwargs": {
-        "features_per_stage": [4, 8, 16], "n_stages": 3, "n_blocks_per_stage": [1, 3, 4], "n_conv_per_stage_decoder": [1, 1],
-    }}}  # fmt: skip
+    residual = {
+        "architecture": {
+            "arch_kwargs": {
+                "features_per_stage": [4, 8, 16],
+                "n_stages": 3,
+                "n_blocks_per_stage": [1, 3, 4],
+                "n_conv_per_stage_decoder": [1, 1],
+            }
+        }
+    }
     budget.set_convs(residual, 2)
     assert residual["architecture"]["arch_kwargs"]["n_blocks_per_stage"] == [2, 2, 2]
     assert residual["architecture"]["arch_kwargs"]["n_conv_per_stage_decoder"] == [1, 1]

@@ -39,10 +39,17 @@ def test_teacher_plans_carry_schedule_seed_and_a_topology_that_fits_the_patch(ti
     # nnU-Net's rule: halve while 4 pixels remain
     assert architecture(planned.plans)["strides"] == [[1, 1], [2, 2], [2, 2]]
     assert planned.plans["nnunet_kd"] == {
-        "role": "teacher", "seed": 2,
-        "schedule": {"epochs": 2, "iterations_per_epoch": 60, "val_iterations_per_epoch": 12, "initial_lr": 0.01,
-                     "save_every": 5, "cpu_precision": "float32"},
-    }  # fmt: skip
+        "role": "teacher",
+        "seed": 2,
+        "schedule": {
+            "epochs": 2,
+            "iterations_per_epoch": 60,
+            "val_iterations_per_epoch": 12,
+            "initial_lr": 0.01,
+            "save_every": 5,
+            "cpu_precision": "float32",
+        },
+    }
     assert architecture(plan_teacher(950, "2d", features=[4, 8], name="PlansU").plans)["n_stages"] == 2
 
 

@@ -88,11 +88,27 @@ def test_where_the_time_goes_names_every_term_and_adds_up(step):
 
 
 def test_settings_make_rows_of_their_own_and_views_sets_k_for_all(step):
-    figures = step(*FLAT, "--rounds", "1", "--presets", "kd", "--settings", "views-only", '{"views": {"preset": "light"}}',
-                   "--settings", "cross", '{"terms": {"cross": {"st": 0.0}}}', "--views", "3", "--where")  # fmt: skip
+    figures = step(
+        *FLAT,
+        "--rounds",
+        "1",
+        "--presets",
+        "kd",
+        "--settings",
+        "views-only",
+        '{"views": {"preset": "light"}}',
+        "--settings",
+        "cross",
+        '{"terms": {"cross": {"st": 0.0}}}',
+        "--views",
+        "3",
+        "--where",
+    )
     assert list(figures) == [
-        "kd", 'views-only + `{"views": {"preset": "light"}}`', 'cross + `{"terms": {"cross": {"st": 0.0}}}`'
-    ]  # fmt: skip
+        "kd",
+        'views-only + `{"views": {"preset": "light"}}`',
+        'cross + `{"terms": {"cross": {"st": 0.0}}}`',
+    ]
     assert [figure["student_rows"] for figure in figures.values()] == [2, 8, 8]
     assert "cross_st" not in list(figures.values())[2]["where_ms"]
 

@@ -28,8 +28,16 @@ def test_table(tmp_path, monkeypatch, capsys):
     rows = []
     for i, model in enumerate("abc"):
         for comparison, target in (("domains", "H (other half)"), ("domains", "U"), ("prediction", "prediction on U")):
-            rows.append({"model": model, "comparison": comparison, "target": target, "relative": 0.1 * i,
-                         "relative_extrapolated": None, "kernel": -i})  # fmt: skip
+            rows.append(
+                {
+                    "model": model,
+                    "comparison": comparison,
+                    "target": target,
+                    "relative": 0.1 * i,
+                    "relative_extrapolated": None,
+                    "kernel": -i,
+                }
+            )
     (tmp_path / "f.json").write_text(json.dumps({"fsd": rows}))
     lines = ["method,seed,dataset,case,dice,params"]
     lines += [f"{m},0,{d},x,{0.8 if d == 'H' else 0.7 - 0.1 * i},{9 - i}" for i, m in enumerate("abc") for d in "HU"]

@@ -63,8 +63,13 @@ def write_plans(tiny_dataset):
         config = plans["configurations"]["2d"]
         config |= {"patch_size": [patch, patch], **keys}
         kwargs, n = config["architecture"]["arch_kwargs"], len(features)
-        kwargs |= {"n_stages": n, "features_per_stage": features, "kernel_sizes": [[3, 3]] * n,
-                   "strides": [[1, 1]] + [[2, 2]] * (n - 1), "n_conv_per_stage_decoder": [1] * (n - 1)}  # fmt: skip
+        kwargs |= {
+            "n_stages": n,
+            "features_per_stage": features,
+            "kernel_sizes": [[3, 3]] * n,
+            "strides": [[1, 1]] + [[2, 2]] * (n - 1),
+            "n_conv_per_stage_decoder": [1] * (n - 1),
+        }
         kwargs["n_conv_per_stage"] = [2] * n
         if residual:
             config["architecture"]["network_class_name"] = (

@@ -222,15 +222,17 @@ def test_with_workers_the_state_is_the_same_at_the_checkpoint(tiny_teacher, exte
 def whole_state(trainer) -> dict:
     """Everything a checkpoint stands for, random states included."""
     logged = trainer.logger.local_logger.my_fantastic_logging
-    return copy.deepcopy({
-        "student": trainer.network.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "distiller": trainer.distiller.state_dict(),
-        "random": random_state(),
-        "epoch": trainer.current_epoch,
-        "best": trainer._best_ema,
-        "logged": {k: np.array(v, float) for k, v in logged.items() if k != "lrs"},
-    })  # fmt: skip
+    return copy.deepcopy(
+        {
+            "student": trainer.network.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "distiller": trainer.distiller.state_dict(),
+            "random": random_state(),
+            "epoch": trainer.current_epoch,
+            "best": trainer._best_ema,
+            "logged": {k: np.array(v, float) for k, v in logged.items() if k != "lrs"},
+        }
+    )
 
 
 def differences(a, b):

@@ -212,8 +212,13 @@ def test_a_term_is_named_and_its_step_changes_nothing(run, monkeypatch, term, ba
     assert found == [{"kd", "intra", "inter", "cross_ts", "cross_st", QUEUE}]
     assert re.fullmatch(rf"{re.escape(term)} is (nan|inf) \(cases case_\d\d(, case_\d\d)?\)", said), said
     # numbers of the teacher that are all right were seen before: its frequencies, and the queue
-    assert moved <= {"distiller/frequencies", "distiller/losses/losses.0.pixel_memory", "distiller/losses/losses.0.pixel_count",
-                     "distiller/losses/losses.0.region_memory", "distiller/losses/losses.0.region_count"}  # fmt: skip
+    assert moved <= {
+        "distiller/frequencies",
+        "distiller/losses/losses.0.pixel_memory",
+        "distiller/losses/losses.0.pixel_count",
+        "distiller/losses/losses.0.region_memory",
+        "distiller/losses/losses.0.region_count",
+    }
     goes_on(run)
 
 

@@ -88,17 +88,28 @@ def test_full_precision_reaches_into_nested_lists_and_keywords():
 
 
 def schedule(precision, epochs=10, iterations=1):
-    return {"epochs": epochs, "iterations_per_epoch": iterations, "val_iterations_per_epoch": 1, "save_every": 1,
-            "cpu_precision": precision}  # fmt: skip
+    return {
+        "epochs": epochs,
+        "iterations_per_epoch": iterations,
+        "val_iterations_per_epoch": 1,
+        "save_every": 1,
+        "cpu_precision": precision,
+    }
 
 
 def channels_last(network) -> bool:
     return all(p.is_contiguous(memory_format=torch.channels_last) for p in network.parameters() if p.ndim == 4)
 
 
-@pytest.mark.parametrize(("precision", "features", "expected"), [
-    ("float32", [4, 4, 8], False), ("bfloat16", [4, 4, 8], True), ("bfloat16", [15, 32], True), ("bfloat16", [16, 32], False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("precision", "features", "expected"),
+    [
+        ("float32", [4, 4, 8], False),
+        ("bfloat16", [4, 4, 8], True),
+        ("bfloat16", [15, 32], True),
+        ("bfloat16", [16, 32], False),
+    ],
+)
 def test_narrow_networks_are_channels_last_under_bfloat16(tiny_dataset, precision, features, expected):
     planned = plan_teacher(950, "2d", features=features, cpu_precision=precision, name="PlansLayout", overwrite=True)
     trainer = make("nnUNetTrainerScheduled", planned.plans_name)
@@ -170,9 +181,13 @@ def test_a_bfloat16_step_computes_the_networks_in_half_and_the_loss_in_full(tiny
 
 
 def test_a_stopped_bfloat16_training_continues_to_the_same_result(tiny_teacher):
-    section = {"schedule": schedule("bfloat16"), "msan": {"kind": "map", "dim": 4, "stages": ["all", "decoder"]},
-               "terms": {"inter": {"nodes": "class", "target": "anchor"}, "cross": {"share": 0.5}},
-               "act": {"alignment": 0.5, "share": 0.5}, "mirrored_teacher": False}  # fmt: skip
+    section = {
+        "schedule": schedule("bfloat16"),
+        "msan": {"kind": "map", "dim": 4, "stages": ["all", "decoder"]},
+        "terms": {"inter": {"nodes": "class", "target": "anchor"}, "cross": {"share": 0.5}},
+        "act": {"alignment": 0.5, "share": 0.5},
+        "mirrored_teacher": False,
+    }
     plans = student(tiny_teacher, "KDresume16", **section)
     whole = make("nnUNetTrainerGKD", plans)
     whole.on_train_start()

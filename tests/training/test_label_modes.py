@@ -54,9 +54,14 @@ class Cell(NamedTuple):
 
     def trainer(self, name: str, epochs: int, iterations: int, **section):
         planned = plan_student(
-            self.dataset.id, self.dataset.configuration, self.teacher, width=0.5, iterations=epochs * iterations,
-            epochs=epochs, name=f"Modes{name.removeprefix('nnUNetTrainer')}",
-        )  # fmt: skip
+            self.dataset.id,
+            self.dataset.configuration,
+            self.teacher,
+            width=0.5,
+            iterations=epochs * iterations,
+            epochs=epochs,
+            name=f"Modes{name.removeprefix('nnUNetTrainer')}",
+        )
         plans = planned.plans
         plans["nnunet_kd"].update(section)
         planned.file.write_text(json.dumps(plans))

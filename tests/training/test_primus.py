@@ -149,8 +149,11 @@ def test_a_stopped_primus_student_continues_to_the_same_result(plain_teacher):
 def test_a_finished_primus_student_validates_and_predicts(plain_teacher, volumes, tmp_path):
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    name = planned(plain_teacher, "PrimusWhole", schedule={"epochs": 2, "iterations_per_epoch": 2, "initial_lr": 3e-4,
-                                                           "val_iterations_per_epoch": 1})  # fmt: skip
+    name = planned(
+        plain_teacher,
+        "PrimusWhole",
+        schedule={"epochs": 2, "iterations_per_epoch": 2, "initial_lr": 3e-4, "val_iterations_per_epoch": 1},
+    )
     trainer = make("nnUNetTrainerKDPrimus", name)
     trainer.run_training()
     assert np.isfinite(trainer.logger.local_logger.my_fantastic_logging["kd/kd"]).all()

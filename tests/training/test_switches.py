@@ -219,8 +219,9 @@ def variants(tmp_path, monkeypatch):
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([TRAINERS, str(tmp_path / "my_trainers")]))
 
 
-@pytest.mark.parametrize("name", ["DA5", "NoDA", "NoMirroring", "Mirror01", "Dice", "BN", "NoDeepSupervision", "Adam",
-                                  "Oversampling"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name", ["DA5", "NoDA", "NoMirroring", "Mirror01", "Dice", "BN", "NoDeepSupervision", "Adam", "Oversampling"]
+)
 def test_variants_of_nnunet_are_mixed_in_behind_our_trainer(tiny_teacher, variants, name):
     trainer = make(f"Ours{name}", student(tiny_teacher, f"SW{name}", epochs=10, iterations=20))
     trainer.on_train_start()

@@ -47,16 +47,15 @@ def compare_with(settings: CompareSettings, groups: Sequence[Group], datasets: S
     """Every other group against those of method ``against``. Holm's correction is for all differences in the result."""
     found = [
         Comparison(g, base, len(set(g.trainings) & set(base.trainings)), _tested(settings, g, base, datasets))
-        for g in groups if g.method != against
+        for g in groups
+        if g.method != against
         for base in bases_of(g, groups, against)
-    ]  # fmt: skip
+    ]
     corrected = iter(holm([d.wilcoxon for c in found for d in c.by_dataset.values()]))
     return [
-        dataclasses.replace(
-            c, by_dataset={k: dataclasses.replace(d, holm=next(corrected)) for k, d in c.by_dataset.items()}
-        )
+        dataclasses.replace(c, by_dataset={k: dataclasses.replace(d, holm=next(corrected)) for k, d in c.by_dataset.items()})
         for c in found
-    ]  # fmt: skip
+    ]
 
 
 def _tested(settings: CompareSettings, group: Group, base: Group, datasets: Sequence[str]) -> dict[str, Tested]:

@@ -51,9 +51,17 @@ def data_card(settings: CompareSettings, name: str, groups: Sequence[Group]) -> 
     """Cases, image sizes, spacing, licence and origin of a domain, as far as they are at hand."""
     cases = sorted({case for g in groups for _, case in g.scores.get(name, {})})
     trained = [g.source for g in groups if name in g.scores and not is_unseen(settings, g.source, name)]
-    card = {"domain": name, "place": settings.domains[name].domain if name in settings.domains else "",
-            "kind": "home" if trained else "unseen", "cases": str(len(cases)), "size": "", "spacing": "", "labels": "",
-            "licence": "", "origin": ""}  # fmt: skip
+    card = {
+        "domain": name,
+        "place": settings.domains[name].domain if name in settings.domains else "",
+        "kind": "home" if trained else "unseen",
+        "cases": str(len(cases)),
+        "size": "",
+        "spacing": "",
+        "labels": "",
+        "licence": "",
+        "origin": "",
+    }
     if settings.sources and trained:
         card["kind"] = f"home of {', '.join(dict.fromkeys(trained))}"
     try:
@@ -152,8 +160,15 @@ def _fsd_row(settings: CompareSettings, method: str, entry: Mapping, groups: Seq
     if group is None or value is None:
         return None
     drop = 100 * (group.mean(entry["source"]) - group.mean(entry["target"]))
-    return {"method": name, "network": entry["network"], "source": entry["source"], "target": entry["target"],
-            "place": groups.index(group), "fsd": float(value), "drop": drop}  # fmt: skip
+    return {
+        "method": name,
+        "network": entry["network"],
+        "source": entry["source"],
+        "target": entry["target"],
+        "place": groups.index(group),
+        "fsd": float(value),
+        "drop": drop,
+    }
 
 
 def overlay(settings: CompareSettings, name: str, groups: Mapping[int, Group], labels: Mapping[int, str]) -> Overlay:
@@ -193,8 +208,13 @@ def overlay(settings: CompareSettings, name: str, groups: Mapping[int, Group], l
             times = list(done.cpu_seconds.values())  # the first case pays for warming up
             seconds[i] = statistics.median(times[1:] or times)
         rows = [
-            CasePicture(f"{rank}: {case}", read_image(domain, case), read_label(domain, case), maps[case],
-                        {labels[i]: dice[i][case] for i in shown})
+            CasePicture(
+                f"{rank}: {case}",
+                read_image(domain, case),
+                read_label(domain, case),
+                maps[case],
+                {labels[i]: dice[i][case] for i in shown},
+            )
             for rank, case in ranked
-        ]  # fmt: skip
+        ]
     return Overlay(rows, seconds)

@@ -80,9 +80,11 @@ def forest_figure(compared: Sequence[Comparison], names: Mapping[int, str], doma
 
 
 def pareto_figure(
-    dice: Mapping[str, Mapping[str, float]], costs: Mapping[str, Mapping[str, float]], styles: Mapping[str, tuple[str, str]],
+    dice: Mapping[str, Mapping[str, float]],
+    costs: Mapping[str, Mapping[str, float]],
+    styles: Mapping[str, tuple[str, str]],
     file: Path,
-) -> Path | None:  # fmt: skip
+) -> Path | None:
     """Dice against cost: a row per domain, a column per kind of cost; the line joins what nothing beats in both.
 
     ``dice[domain][method]``, ``costs[label of the axis][method]``. None without any cost.

@@ -38,9 +38,14 @@ FEW = 6  # methods in pictures of cases and training curves, unless --methods sa
 
 
 def write_comparison(
-    settings: CompareSettings, out: Path, against: str | None = None, methods: Sequence[str] | None = None,
-    overlays: Sequence[str] | None = None, fsd: Sequence[str] = (), commands: Sequence[str] = (),
-) -> Path:  # fmt: skip
+    settings: CompareSettings,
+    out: Path,
+    against: str | None = None,
+    methods: Sequence[str] | None = None,
+    overlays: Sequence[str] | None = None,
+    fsd: Sequence[str] = (),
+    commands: Sequence[str] = (),
+) -> Path:
     """Write the page.
 
     Args:
@@ -138,46 +143,74 @@ class _Page:
 
     def draw(self, folder: Path, distances: Sequence[dict]) -> None:
         """Every picture there is data for, as data URIs."""
-        cases = {d: {n: _by_case(g, d) for n, g in zip(self.names.values(), self.groups, strict=True) if g.valid(d)}
-                 for d in self.datasets}  # fmt: skip
-        self._add("cases", drawn.case_figure(cases, folder / "cases.png"),
-                  f"Dice of every case, {len(self.groups)} methods on {', '.join(self.datasets)}; the means are in the table",
-                  "A dot is one case, its Dice averaged over seeds and folds.")  # fmt: skip
+        cases = {
+            d: {n: _by_case(g, d) for n, g in zip(self.names.values(), self.groups, strict=True) if g.valid(d)}
+            for d in self.datasets
+        }
+        self._add(
+            "cases",
+            drawn.case_figure(cases, folder / "cases.png"),
+            f"Dice of every case, {len(self.groups)} methods on {', '.join(self.datasets)}; the means are in the table",
+            "A dot is one case, its Dice averaged over seeds and folds.",
+        )
         if self.compared:
             labels = {i: self.names[self.groups.index(c.group)] for i, c in enumerate(self.compared)}
-            self._add("forest", drawn.forest_figure(self.compared, labels, self.datasets, folder / "forest.png"),
-                      f"Difference from {self.against} in Dice points with 95% intervals; the numbers are in the table below",
-                      f"Right of 0: better than {self.against}.")  # fmt: skip
+            self._add(
+                "forest",
+                drawn.forest_figure(self.compared, labels, self.datasets, folder / "forest.png"),
+                f"Difference from {self.against} in Dice points with 95% intervals; the numbers are in the table below",
+                f"Right of 0: better than {self.against}.",
+            )
         self._draw_pareto(folder)
         if distances:
             shown = [(self.names[r["place"]], r["target"], r["fsd"], r["drop"]) for r in distances]
-            self._add("fsd", drawn.fsd_figure(shown, self.styles, folder / "fsd.png"),
-                      f"FSD against the loss of Dice for {len(shown)} pairs of method and target, as in the table below",
-                      "To the right: less like the source to the network. Upwards: more Dice is lost.")  # fmt: skip
+            self._add(
+                "fsd",
+                drawn.fsd_figure(shown, self.styles, folder / "fsd.png"),
+                f"FSD against the loss of Dice for {len(shown)} pairs of method and target, as in the table below",
+                "To the right: less like the source to the network. Upwards: more Dice is lost.",
+            )
         for name, rows in tqdm(self.rows.items(), desc="pictures", leave=False, disable=None):
-            self._add("overlays", figures.contour_figure(rows, folder / "overlay.png"),
-                      f"{name}: outlines of the annotation and of the predictions of {', '.join(rows[0].predictions)} on "
-                      f"{len(rows)} cases", name)  # fmt: skip
+            self._add(
+                "overlays",
+                figures.contour_figure(rows, folder / "overlay.png"),
+                f"{name}: outlines of the annotation and of the predictions of {', '.join(rows[0].predictions)} on "
+                f"{len(rows)} cases",
+                name,
+            )
         curves = {self.names[i]: c for i, g in self.chosen().items() if (c := training_curves_of(self.settings, g))}
         picture = figures.training_curves(curves, self.styles, folder / "curves.png") if curves else None
         if picture is not None:
-            self._add("curves", picture, f"Training curves of {', '.join(curves)}: losses, pseudo Dice, distillation terms",
-                      "One panel for each logged value, of each method's first training. Losses of different patch sizes or "
-                      "with different views cannot be compared.")  # fmt: skip
+            self._add(
+                "curves",
+                picture,
+                f"Training curves of {', '.join(curves)}: losses, pseudo Dice, distillation terms",
+                "One panel for each logged value, of each method's first training. Losses of different patch sizes or "
+                "with different views cannot be compared.",
+            )
 
     def _draw_pareto(self, folder: Path) -> None:
         unseen = self._of_kind(unseen=True)
         domains = unseen or self.datasets
-        dice = {d: {self.names[i]: g.mean(d) for i, g in enumerate(self.groups)
-                    if g.valid(d) and (not unseen or is_unseen(self.settings, g.source, d))} for d in domains}  # fmt: skip
+        dice = {
+            d: {
+                self.names[i]: g.mean(d)
+                for i, g in enumerate(self.groups)
+                if g.valid(d) and (not unseen or is_unseen(self.settings, g.source, d))
+            }
+            for d in domains
+        }
         timed = any(c.cpu_seconds_per_case for c in self.costs)
         values = [(c.cpu_seconds_per_case if timed else c.flops and c.flops / 1e6) for c in self.costs]
         label = "CPU seconds per case" if timed else "MFLOPs per patch"
         trained = {self.names[i]: g.cpu_seconds for i, g in enumerate(self.groups) if g.cpu_seconds}
         costs = {label: {self.names[i]: v for i, v in enumerate(values) if v}, "CPU seconds per training": trained}
-        self._add("pareto", drawn.pareto_figure(dice, costs, self.styles, folder / "pareto.png"),
-                  f"Dice on {', '.join(domains)} against cost; the numbers are in the tables",
-                  "Upwards and to the left is better. The grey line joins what no other method beats in both.")  # fmt: skip
+        self._add(
+            "pareto",
+            drawn.pareto_figure(dice, costs, self.styles, folder / "pareto.png"),
+            f"Dice on {', '.join(domains)} against cost; the numbers are in the tables",
+            "Upwards and to the left is better. The grey line joins what no other method beats in both.",
+        )
 
     def _add(self, section: str, file: Path | None, alt: str, caption: str) -> None:
         if file is not None:
@@ -199,11 +232,18 @@ class _Page:
                     cells.append(None)
                     continue
                 found, failed = interval(self.settings, g, d), failed_share(g, d, self.settings.failed_below)[0]
-                cells.append({
-                    "mean": g.mean(d), "sd": deviation(list(g.means(d).values())), "low": found.low, "high": found.high,
-                    "home": not is_unseen(self.settings, g.source, d), "failed": failed, "trainings": len(g.means(d)),
-                    "best": best.get((g.source, d)) is g,
-                })  # fmt: skip
+                cells.append(
+                    {
+                        "mean": g.mean(d),
+                        "sd": deviation(list(g.means(d).values())),
+                        "low": found.low,
+                        "high": found.high,
+                        "home": not is_unseen(self.settings, g.source, d),
+                        "failed": failed,
+                        "trainings": len(g.means(d)),
+                        "best": best.get((g.source, d)) is g,
+                    }
+                )
             lines.append({"group": g, "teacher": self.is_teacher(g), "cells": cells})
         return lines
 
@@ -224,8 +264,10 @@ class _Page:
             return []
         best = max(students, key=lambda g: g.mean(dataset))
         seeds = f"{most} training{'s' if most > 1 else ''} each"
-        text = (f"{f'From {source} to' if source else 'On'} {dataset}, {best.method} has the highest mean Dice of the "
-                f"{len(students)} students with {seeds}: {best.mean(dataset):.3f}")  # fmt: skip
+        text = (
+            f"{f'From {source} to' if source else 'On'} {dataset}, {best.method} has the highest mean Dice of the "
+            f"{len(students)} students with {seeds}: {best.mean(dataset):.3f}"
+        )
         tested = next((c.by_dataset[dataset] for c in self.compared if c.group is best and dataset in c.by_dataset), None)
         if tested is not None:
             d = tested.difference
@@ -244,18 +286,33 @@ class _Page:
         rows = read_rows(self.settings.csv)
         older = [f"{g.method} ({', '.join(g.older)})" for g in self.groups if g.older]
         return template("comparison.html.j2").render(
-            title=f"Comparison {self.settings.file.stem}", created=datetime.datetime.now().isoformat(" ", "minutes"),
-            settings=self.settings, yaml=self.settings.file.read_text(encoding="utf-8"), against=self.against,
-            datasets=self.datasets, finding=self.finding(), notes=self.notes, matrix=self.matrix(),
-            sources=len({g.source for g in self.groups}) > 1, lengths=len({g.iterations for g in self.groups}) > 1,
+            title=f"Comparison {self.settings.file.stem}",
+            created=datetime.datetime.now().isoformat(" ", "minutes"),
+            settings=self.settings,
+            yaml=self.settings.file.read_text(encoding="utf-8"),
+            against=self.against,
+            datasets=self.datasets,
+            finding=self.finding(),
+            notes=self.notes,
+            matrix=self.matrix(),
+            sources=len({g.source for g in self.groups}) > 1,
+            lengths=len({g.iterations for g in self.groups}) > 1,
             failures=failures(self.settings, self.groups, self.datasets),
             costs=cost_table(self.settings, self.groups, self.datasets, self.costs),
             differences=differences(self.compared, self.datasets, self.against) if self.compared else None,
-            tests=tests(self.compared, self.against) if self.compared else None, points=points,
-            cards=[data_card(self.settings, d, self.groups) for d in self.datasets], distances=distances,
-            images=self.images, older=older, csv_rows=len(rows), last=max(r["date"] for r in rows),
-            trained=sorted({r["commit"] for r in rows if r["commit"]}), versions=versions(), commands=commands, few=FEW,
-        )  # fmt: skip
+            tests=tests(self.compared, self.against) if self.compared else None,
+            points=points,
+            cards=[data_card(self.settings, d, self.groups) for d in self.datasets],
+            distances=distances,
+            images=self.images,
+            older=older,
+            csv_rows=len(rows),
+            last=max(r["date"] for r in rows),
+            trained=sorted({r["commit"] for r in rows if r["commit"]}),
+            versions=versions(),
+            commands=commands,
+            few=FEW,
+        )
 
 
 def _group_names(groups: Sequence[Group]) -> dict[int, str]:
@@ -265,8 +322,16 @@ def _group_names(groups: Sequence[Group]) -> dict[int, str]:
         tags = {"source": g.source, "params": f"{g.params:,}", "iterations": f"{g.iterations:,} it."}
         return ", ".join([g.method, *(tags[k] for k in keys)])
 
-    for keys in ((), ("source",), ("params",), ("iterations",), ("source", "params"), ("source", "iterations"),
-                 ("params", "iterations"), ("source", "params", "iterations")):  # fmt: skip
+    for keys in (
+        (),
+        ("source",),
+        ("params",),
+        ("iterations",),
+        ("source", "params"),
+        ("source", "iterations"),
+        ("params", "iterations"),
+        ("source", "params", "iterations"),
+    ):
         names = [tagged(g, keys) for g in groups]
         if len(set(names)) == len(names):
             break

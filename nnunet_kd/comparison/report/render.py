@@ -9,8 +9,22 @@ from dataclasses import dataclass, field
 
 from nnunet_kd.utils.tables import markdown_table
 
-_LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "<": "$<$", ">": "$>$"}  # fmt: skip
+_LATEX = {
+    "&": r"\&",
+    "%": r"\%",
+    "_": r"\_",
+    "#": r"\#",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "<": "$<$",
+    ">": "$>$",
+}
 
 
 @dataclass
@@ -45,10 +59,18 @@ def latex(tables: Sequence[Table]) -> str:
             continue
         columns = "l" * t.texts + "r" * (len(t.header) - t.texts)
         lines = [
-            r"\begin{table}", r"\centering", rf"\caption{{{_escape(' '.join([t.caption, *t.notes]).strip())}}}",
-            rf"\begin{{tabular}}{{{columns}}}", r"\toprule", _latex_row(t.header), r"\midrule",
-            *map(_latex_row, t.rows), r"\bottomrule", r"\end{tabular}", r"\end{table}",
-        ]  # fmt: skip
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{_escape(' '.join([t.caption, *t.notes]).strip())}}}",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            _latex_row(t.header),
+            r"\midrule",
+            *map(_latex_row, t.rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
         parts.append("\n".join(lines))
     return "\n".join(parts)
 

@@ -158,17 +158,28 @@ def tests(compared: Sequence[Comparison], against: str) -> Table:
         for dataset, d in c.by_dataset.items():
             if math.isnan(d.wilcoxon) and math.isnan(d.permutation):
                 continue
-            found.rows.append([
-                *names.cells(c.group)[:-1], dataset, points(d.difference), str(d.clusters), p_value(d.wilcoxon),
-                p_value(d.holm), p_value(d.permutation), "" if math.isnan(d.aso) else f"{d.aso:.2f}",
-            ])  # fmt: skip
+            found.rows.append(
+                [
+                    *names.cells(c.group)[:-1],
+                    dataset,
+                    points(d.difference),
+                    str(d.clusters),
+                    p_value(d.wilcoxon),
+                    p_value(d.holm),
+                    p_value(d.permutation),
+                    "" if math.isnan(d.aso) else f"{d.aso:.2f}",
+                ]
+            )
     return found if found.rows else Table("Too few clusters and trainings for any test of the differences.", [])
 
 
 def csv_rows(
-    settings: CompareSettings, groups: Sequence[Group], datasets: Sequence[str], costs: Sequence[NetworkCost],
+    settings: CompareSettings,
+    groups: Sequence[Group],
+    datasets: Sequence[str],
+    costs: Sequence[NetworkCost],
     compared: Sequence[Comparison] = (),
-) -> list[dict[str, object]]:  # fmt: skip
+) -> list[dict[str, object]]:
     """One row per group and domain, and for every method it is compared with once more."""
     rows = []
     for g, cost in zip(groups, costs, strict=True):
@@ -178,22 +189,51 @@ def csv_rows(
             found, by_training = interval(settings, g, dataset), g.means(dataset)
             failed, zero = failed_share(g, dataset, settings.failed_below)
             common = {
-                "method": g.method, "source": g.source, "parameters": g.params, "iterations": g.iterations, "domain": dataset,
-                "unseen": is_unseen(settings, g.source, dataset), "seeds": len(g.seeds), "trainings": len(by_training),
-                "cases": len({case for _, case in g.valid(dataset)}), "clusters": found.clusters, "dice": found.mean,
-                "sd_of_trainings": deviation(list(by_training.values())), "low": found.low, "high": found.high,
-                f"below_{settings.failed_below:g}": failed, "dice_0": zero, "cpu_seconds_per_training": g.cpu_seconds,
-                "flops_per_patch": cost.flops, "cpu_seconds_per_case": cost.cpu_seconds_per_case,
+                "method": g.method,
+                "source": g.source,
+                "parameters": g.params,
+                "iterations": g.iterations,
+                "domain": dataset,
+                "unseen": is_unseen(settings, g.source, dataset),
+                "seeds": len(g.seeds),
+                "trainings": len(by_training),
+                "cases": len({case for _, case in g.valid(dataset)}),
+                "clusters": found.clusters,
+                "dice": found.mean,
+                "sd_of_trainings": deviation(list(by_training.values())),
+                "low": found.low,
+                "high": found.high,
+                f"below_{settings.failed_below:g}": failed,
+                "dice_0": zero,
+                "cpu_seconds_per_training": g.cpu_seconds,
+                "flops_per_patch": cost.flops,
+                "cpu_seconds_per_case": cost.cpu_seconds_per_case,
                 "dice_per_cpu_second": cost.cpu_seconds_per_case and found.mean / cost.cpu_seconds_per_case,
-            }  # fmt: skip
+            }
             pairs = [(c.base, c.by_dataset[dataset]) for c in compared if c.group is g and dataset in c.by_dataset]
-            rows += [common | {
-                "against": base.method, "against_parameters": base.params, "difference": d.difference.mean,
-                "difference_low": d.difference.low, "difference_high": d.difference.high, "pairs": d.difference.pairs,
-                "p_wilcoxon": d.wilcoxon, "p_holm": d.holm, "p_permutation": d.permutation, "aso": d.aso,
-            } for base, d in pairs] or [common]  # fmt: skip
-    return [{k: "" if v is None or (isinstance(v, float) and math.isnan(v)) else
-             f"{v:.6g}" if isinstance(v, float) else v for k, v in r.items()} for r in rows]  # fmt: skip
+            rows += [
+                common
+                | {
+                    "against": base.method,
+                    "against_parameters": base.params,
+                    "difference": d.difference.mean,
+                    "difference_low": d.difference.low,
+                    "difference_high": d.difference.high,
+                    "pairs": d.difference.pairs,
+                    "p_wilcoxon": d.wilcoxon,
+                    "p_holm": d.holm,
+                    "p_permutation": d.permutation,
+                    "aso": d.aso,
+                }
+                for base, d in pairs
+            ] or [common]
+    return [
+        {
+            k: "" if v is None or (isinstance(v, float) and math.isnan(v)) else f"{v:.6g}" if isinstance(v, float) else v
+            for k, v in r.items()
+        }
+        for r in rows
+    ]
 
 
 def failed_share(group: Group, dataset: str, below: float) -> tuple[float, float]:

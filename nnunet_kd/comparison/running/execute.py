@@ -119,19 +119,42 @@ def train(comparison: Comparison, run: Run, folder: Path, lock_fd: int, say: Say
     log = run.source.notes / f"{run.model_name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     say(f"{run.label}: {'training goes on' if resume else 'training'}, log in {log}")
-    command = [sys.executable, "-m", "nnunet_kd.comparison.running.train", run.source.dataset, s.configuration, run.fold,
-               plans_name, trainer, s.device, s.threads, *(["--c"] if resume else [])]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "nnunet_kd.comparison.running.train",
+        run.source.dataset,
+        s.configuration,
+        run.fold,
+        plans_name,
+        trainer,
+        s.device,
+        s.threads,
+        *(["--c"] if resume else []),
+    ]
     with log.open("a", encoding="utf-8") as output:
-        start_training(list(map(str, command)), _train_environment(s.threads), output, lock_fd,
-                       lambda: len(read_record(fold / RECORD)["epochs"]), run, bar)  # fmt: skip
+        start_training(
+            list(map(str, command)),
+            _train_environment(s.threads),
+            output,
+            lock_fd,
+            lambda: len(read_record(fold / RECORD)["epochs"]),
+            run,
+            bar,
+        )
     if not (fold / FINAL).is_file():
         raise KDError(f"training of {run.label} failed: {_last_error(log)} (log in {log})")
 
 
 def start_training(
-    command: list[str], environment: dict[str, str], output: TextIO, lock_fd: int, epochs_done: Callable[[], int],
-    run: Run, bar: bool | None,
-) -> None:  # fmt: skip
+    command: list[str],
+    environment: dict[str, str],
+    output: TextIO,
+    lock_fd: int,
+    epochs_done: Callable[[], int],
+    run: Run,
+    bar: bool | None,
+) -> None:
     """Wait for the training with a progress bar; end it when this process is ended."""
     process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT, pass_fds=[lock_fd])
     total = run.plans[SECTION]["schedule"]["epochs"]
@@ -196,10 +219,13 @@ def _train_environment(threads: int) -> dict[str, str]:
     """One process, one loader: only so does a seed fix every batch."""
     paths = [p for p in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if p]
     return os.environ | {
-        "nnUNet_n_proc_DA": "0", "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads),
-        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"), "PYTHONUNBUFFERED": "1",
+        "nnUNet_n_proc_DA": "0",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+        "PYTHONUNBUFFERED": "1",
         "nnUNet_extTrainer": os.pathsep.join(dict.fromkeys([*paths, str(trainers_path())])),
-    }  # fmt: skip
+    }
 
 
 def _last_error(log: Path) -> str:
@@ -216,10 +242,17 @@ def _export(comparison: Comparison, run: Run, folder: Path) -> dict:
     record = read_record(folder / f"fold_{run.fold}" / RECORD)
     cpu, wall = record["epochs"].get(str(run.plans[SECTION]["schedule"]["epochs"])) or (None, None)
     kept = {
-        "method": run.method, "seed": run.seed, "config_hash": run.config_hash,
-        "commit": record["commit"] or git.code_version(), "date": _now(), "device": s.device,
-        "cpu_seconds": cpu, "wall_seconds": wall, "checkpoint": {"file": FINAL, "epoch": epoch}, "depends_on": run.resolved,
-    }  # fmt: skip
+        "method": run.method,
+        "seed": run.seed,
+        "config_hash": run.config_hash,
+        "commit": record["commit"] or git.code_version(),
+        "date": _now(),
+        "device": s.device,
+        "cpu_seconds": cpu,
+        "wall_seconds": wall,
+        "checkpoint": {"file": FINAL, "epoch": epoch},
+        "depends_on": run.resolved,
+    }
     write_json(out / KEPT, kept)
     return kept
 
@@ -253,16 +286,28 @@ def _evaluate(comparison: Comparison, run: Run, domain: Domain, kept: dict) -> N
     kept.setdefault("cpu_seconds_per_case", {}).setdefault(domain.name, round(statistics.median(seconds[1:] or seconds), 3))
     write_json(model_folder(comparison, run) / KEPT, kept)
     cpu = kept["cpu_seconds"]
-    append_rows(s.csv, [
-        {
-            "method": run.method, "seed": run.seed, "dataset": domain.name, "case": case, "dice": f"{values['dice']:.6f}",
-            "iterations": run.iterations, "device": kept["device"], "commit": kept["commit"],
-            "config_hash": run.config_hash, "params": run.parameters, "date": _now(),
-            "cpu_seconds": "" if cpu is None else f"{cpu:.1f}",
-            "source": run.source.name, "fold": run.fold if run.fold_named else "",
-        }
-        for case, values in found.items()
-    ])  # fmt: skip
+    append_rows(
+        s.csv,
+        [
+            {
+                "method": run.method,
+                "seed": run.seed,
+                "dataset": domain.name,
+                "case": case,
+                "dice": f"{values['dice']:.6f}",
+                "iterations": run.iterations,
+                "device": kept["device"],
+                "commit": kept["commit"],
+                "config_hash": run.config_hash,
+                "params": run.parameters,
+                "date": _now(),
+                "cpu_seconds": "" if cpu is None else f"{cpu:.1f}",
+                "source": run.source.name,
+                "fold": run.fold if run.fold_named else "",
+            }
+            for case, values in found.items()
+        ],
+    )
 
 
 def _read_kept(folder: Path) -> dict | None:

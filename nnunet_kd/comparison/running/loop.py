@@ -126,8 +126,12 @@ def _list(comparison: Comparison) -> None:
 
 
 def _report(comparison: Comparison, run: Run) -> None:
-    rows = [r for r in read_rows(comparison.settings.csv) if r["config_hash"] == run.config_hash
-            and (r["method"], r["seed"], r["params"]) == (run.method, str(run.seed), str(run.parameters))]  # fmt: skip
+    rows = [
+        r
+        for r in read_rows(comparison.settings.csv)
+        if r["config_hash"] == run.config_hash
+        and (r["method"], r["seed"], r["params"]) == (run.method, str(run.seed), str(run.parameters))
+    ]
     shown = []
     for domain in comparison.domains_of(run):
         values = [float(r["dice"]) for r in rows if r["dataset"] == domain.name and r["dice"] != "nan"]

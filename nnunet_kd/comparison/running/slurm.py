@@ -34,8 +34,11 @@ class Job:
         if run is None or run.config_hash != self.config_hash:
             raise KDError(f"{self.file} has changed since the job was submitted: submit again")
         part = part_of(settings.csv, f"{run.source.name}_{run.model_name}".strip("_"))
-        own = [r for r in read_rows(settings.csv) if (r["method"], r["seed"], r["config_hash"]) == (
-            run.method, str(run.seed), run.config_hash)]  # fmt: skip
+        own = [
+            r
+            for r in read_rows(settings.csv)
+            if (r["method"], r["seed"], r["config_hash"]) == (run.method, str(run.seed), run.config_hash)
+        ]
         append_rows(part, own)  # what is done is not done again
         alone = dataclasses.replace(settings, csv=part, commit=False)
         comparison = dataclasses.replace(comparison, settings=alone, runs=[run])
@@ -99,14 +102,20 @@ def submit(settings: CompareSettings, dry_run: bool = False) -> None:
 def parameters(settings: CompareSettings, slurm: SlurmSettings, run: Run, after: str | None = None) -> dict[str, Any]:
     """The job's parameters for submitit's AutoExecutor. ``after``: the job that must have ended well before."""
     given = {
-        "name": f"kd_{run.model_name}", "timeout_min": max(1, round(60 * slurm.hours)),
-        "cpus_per_task": slurm.cpus or settings.threads, "mem_gb": slurm.memory_gb, "gpus_per_node": slurm.gpus,
-        "slurm_partition": slurm.partition, "slurm_account": slurm.account, "slurm_qos": slurm.qos,
-        "slurm_constraint": slurm.constraint, "slurm_setup": slurm.setup or None,
+        "name": f"kd_{run.model_name}",
+        "timeout_min": max(1, round(60 * slurm.hours)),
+        "cpus_per_task": slurm.cpus or settings.threads,
+        "mem_gb": slurm.memory_gb,
+        "gpus_per_node": slurm.gpus,
+        "slurm_partition": slurm.partition,
+        "slurm_account": slurm.account,
+        "slurm_qos": slurm.qos,
+        "slurm_constraint": slurm.constraint,
+        "slurm_setup": slurm.setup or None,
         "slurm_dependency": after and f"afterok:{after}",
         # a student whose teacher failed would wait for ever
         "slurm_additional_parameters": slurm.extra | ({"kill-on-invalid-dep": "yes"} if after else {}) or None,
-    }  # fmt: skip
+    }
     return {k: v for k, v in given.items() if v is not None}
 
 
@@ -149,8 +158,9 @@ def _submit(make_executor: type, slurm: SlurmSettings, settings: CompareSettings
             raise KDError(
                 "no Slurm here (srun is not found): submit from a login node, or set slurm.cluster to local"
             ) from None
-        raise KDError(f"{run.label}: Slurm refuses the job ({lines[-1] if lines else error}): change section slurm of "
-                      f"{settings.file}") from None  # fmt: skip
+        raise KDError(
+            f"{run.label}: Slurm refuses the job ({lines[-1] if lines else error}): change section slurm of {settings.file}"
+        ) from None
 
 
 def _why(error: Exception) -> str:

@@ -86,8 +86,10 @@ def convert(
         if corruptions:
             cases, name = corrupted([c for c in cases if c.name.startswith("DRIVE_training")]), f"{name}corrupted"
             if not cases:
-                raise KDError(f"{source} holds no labels of observer {observer} in DRIVE's training half, which --corruptions "
-                              "works on: use --observer 1")  # fmt: skip
+                raise KDError(
+                    f"{source} holds no labels of observer {observer} in DRIVE's training half, which --corruptions "
+                    "works on: use --observer 1"
+                )
             warnings = [w for w in warnings if "test half" not in w]
         report = new_report(raw, preprocessed, dataset_id, name, overwrite, warnings=warnings)
         with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:

@@ -38,9 +38,14 @@ def run(options: argparse.Namespace) -> None:
     from .predictor import Predictor
 
     predictor = Predictor(
-        options.model, options.backend, options.precision, not options.no_mirroring, options.threads,
-        options.memory * 1e9, options.tile_step,
-    )  # fmt: skip
+        options.model,
+        options.backend,
+        options.precision,
+        not options.no_mirroring,
+        options.threads,
+        options.memory * 1e9,
+        options.tile_step,
+    )
     written = predictor.predict_folder(options.input, options.out, options.save_probabilities)
     print(f"wrote {len(written)} segmentation{'s' * (len(written) != 1)} to {options.out}")
 

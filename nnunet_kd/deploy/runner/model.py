@@ -82,14 +82,30 @@ def read_model(path: str | Path) -> Model:
             networks = _only(path, networks)
         resampling = {k: Resampling(**v) for k, v in content["resampling"].items()}
         return Model(
-            folder=folder, networks=networks, data_resampling=resampling["data"], logits_resampling=resampling["logits"],
+            folder=folder,
+            networks=networks,
+            data_resampling=resampling["data"],
+            logits_resampling=resampling["logits"],
             normalization=[Normalization(**n) for n in content["normalization"]],
             largest_label=max(_numbers(v for k, v in content["labels"].items() if k != "ignore")),
-            **{key: content[key] for key in (
-                "name", "channel_names", "reader", "file_ending", "transpose_forward", "transpose_backward", "spacing",
-                "patch_size", "tile_step", "mirror_axes", "outputs", "regions_class_order",
-            )},
-        )  # fmt: skip
+            **{
+                key: content[key]
+                for key in (
+                    "name",
+                    "channel_names",
+                    "reader",
+                    "file_ending",
+                    "transpose_forward",
+                    "transpose_backward",
+                    "spacing",
+                    "patch_size",
+                    "tile_step",
+                    "mirror_axes",
+                    "outputs",
+                    "regions_class_order",
+                )
+            },
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RunnerError(f"{file} is damaged ({type(error).__name__}: {error}): export the model again") from None
 

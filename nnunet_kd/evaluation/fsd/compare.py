@@ -35,10 +35,16 @@ class Semantics:
 
 
 def prepare_runs(
-    models: Mapping[str, str | Path], msan: str = "auto", preset: str | None = None, steps: int = 600, seed: int = 0,
-    fold: int | str = 0, checkpoint: str = "checkpoint_final.pth", networks: Sequence[str] = ("student", "teacher"),
+    models: Mapping[str, str | Path],
+    msan: str = "auto",
+    preset: str | None = None,
+    steps: int = 600,
+    seed: int = 0,
+    fold: int | str = 0,
+    checkpoint: str = "checkpoint_final.pth",
+    networks: Sequence[str] = ("student", "teacher"),
     cache: Path | None = None,
-) -> dict[str, AlignedRun]:  # fmt: skip
+) -> dict[str, AlignedRun]:
     """Models with MSANs: those of their training, or fitted ones with the same settings for all.
 
     Args:
@@ -65,9 +71,15 @@ def prepare_runs(
 
 
 def compare_models(
-    runs: Mapping[str, AlignedRun], source: Domain, targets: Sequence[Domain], networks: Sequence[str] = ("student", "teacher"),
-    bootstrap: int = 200, seed: int = 0, maps: bool = True, teacher: str | None = None,
-) -> Semantics:  # fmt: skip
+    runs: Mapping[str, AlignedRun],
+    source: Domain,
+    targets: Sequence[Domain],
+    networks: Sequence[str] = ("student", "teacher"),
+    bootstrap: int = 200,
+    seed: int = 0,
+    maps: bool = True,
+    teacher: str | None = None,
+) -> Semantics:
     """All distances of every model. Every row is `fsd.compare`'s plus model, network, source, target and ``comparison``:
 
     * "domains": semantic vectors of one half of the source's cases against each target, and against the other half: the floor,
@@ -104,8 +116,17 @@ def compare_models(
             result = fsd.compare(a.vectors, b.vectors, a.cases, b.cases, seed=seed, bootstrap=samples_drawn)
         except ValueError as error:
             raise KDError(f"FSD of {names[0]} against {names[1]} ({model} {network}): {error}; give it more cases") from None
-        rows.append({"comparison": comparison, "model": model, "network": network, "source": names[0], "target": names[1],
-                     "msan": runs[model].origin, **result})  # fmt: skip
+        rows.append(
+            {
+                "comparison": comparison,
+                "model": model,
+                "network": network,
+                "source": names[0],
+                "target": names[1],
+                "msan": runs[model].origin,
+                **result,
+            }
+        )
 
     for name, run in runs.items():
         read = tuple(n for n in networks if n in run.networks) if run.origin == "training" else run.networks
@@ -140,10 +161,14 @@ def compare_models(
                 a, b = (samples[n]["student"][domain.name] for n in (teacher, name))
                 add("networks", name, "student", a, b, (f"{teacher} on {domain.name}", f"{name} on {domain.name}"))
     msans = {
-        n: {"origin": r.origin, "quality": r.quality, "stages": [p.name for p in r.alignment.pairs],
-            "act": dataclasses.asdict(r.alignment.act)}
+        n: {
+            "origin": r.origin,
+            "quality": r.quality,
+            "stages": [p.name for p in r.alignment.pairs],
+            "act": dataclasses.asdict(r.alignment.act),
+        }
         for n, r in runs.items()
-    }  # fmt: skip
+    }
     return Semantics(rows, samples, msans)
 
 

@@ -221,13 +221,24 @@ def compare(
             kernel_bounds = kernel_interval(*scaled, cases_a, cases_b, bootstrap, seed)
 
     return {
-        "n_a": len(a), "n_b": len(b), "cases_a": len(groups_a), "cases_b": len(groups_b), "dim": dim,
-        "fsd": fsd, "fsd_extrapolated": extrapolated, "fsd_interval": interval,
-        "fsd_null": null, "p_value": null["p_value"],
-        "relative": fsd / trace, "relative_extrapolated": extrapolated / trace,
-        "relative_interval": tuple(v / trace for v in interval), "relative_null95": null["quantile95"] / trace,
-        "kernel": kernel, "kernel_interval": kernel_bounds, "warnings": warnings,
-    }  # fmt: skip
+        "n_a": len(a),
+        "n_b": len(b),
+        "cases_a": len(groups_a),
+        "cases_b": len(groups_b),
+        "dim": dim,
+        "fsd": fsd,
+        "fsd_extrapolated": extrapolated,
+        "fsd_interval": interval,
+        "fsd_null": null,
+        "p_value": null["p_value"],
+        "relative": fsd / trace,
+        "relative_extrapolated": extrapolated / trace,
+        "relative_interval": tuple(v / trace for v in interval),
+        "relative_null95": null["quantile95"] / trace,
+        "kernel": kernel,
+        "kernel_interval": kernel_bounds,
+        "warnings": warnings,
+    }
 
 
 class _KernelSums:

@@ -73,8 +73,13 @@ def fit_of(preset: str = "default", steps: int = 600, seed: int = 0) -> Fit:
     if preset not in with_msan:
         raise KDError(f'preset "{preset}" has no MSANs to fit: use one of {", ".join(with_msan)}')
     content = PRESETS[preset]
-    return Fit(MSAN(**content["msan"]), dataclasses.replace(ACT(**content.get("act", {})), alignment=0.0),
-               Views(**content["views"]) if "views" in content else None, steps, seed)  # fmt: skip
+    return Fit(
+        MSAN(**content["msan"]),
+        dataclasses.replace(ACT(**content.get("act", {})), alignment=0.0),
+        Views(**content["views"]) if "views" in content else None,
+        steps,
+        seed,
+    )
 
 
 def fit_of_run(folder: str | Path, trainer_name: str, steps: int = 600, seed: int = 0) -> Fit:
@@ -89,9 +94,13 @@ def fit_of_run(folder: str | Path, trainer_name: str, steps: int = 600, seed: in
 
 
 def fitted_run(
-    folder: str | Path, fit: Fit, fold: int | str = 0, checkpoint: str = "checkpoint_final.pth", name: str | None = None,
+    folder: str | Path,
+    fit: Fit,
+    fold: int | str = 0,
+    checkpoint: str = "checkpoint_final.pth",
+    name: str | None = None,
     cache: Path | None = None,
-) -> AlignedRun:  # fmt: skip
+) -> AlignedRun:
     """The model with MSANs fitted to it, taken from ``cache`` if the very same fit has been done.
 
     Args:
@@ -109,8 +118,14 @@ def fitted_run(
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
             network = load_network(model, fold, checkpoint)
         data, cases = training_cases(model, fold)
-        run = AlignedRun(model, network, None, _untrained(model, network, fit), "post hoc",
-                         first_stage=load_first_stage(model, (str(fold),), checkpoint))  # fmt: skip
+        run = AlignedRun(
+            model,
+            network,
+            None,
+            _untrained(model, network, fit),
+            "post hoc",
+            first_stage=load_first_stage(model, (str(fold),), checkpoint),
+        )
         if cache is None:
             run.quality = _train(run, fit, data, cases, name)
             return run
@@ -232,9 +247,14 @@ def _features(
 def _key(model: ModelFolder, fold: int | str, checkpoint: str, fit: Fit, folder: Path, cases: list[str]) -> str:
     """Of all that the fitted weights depend on, the files' contents of the preprocessed data excepted."""
     content = {
-        "format": 1, "weights": sha256(model.checkpoint(fold, checkpoint)), "plans": model.plans_hash,
-        "fit": dataclasses.asdict(fit), "data": folder.name, "cases": cases, "torch": torch.__version__,
-    }  # fmt: skip
+        "format": 1,
+        "weights": sha256(model.checkpoint(fold, checkpoint)),
+        "plans": model.plans_hash,
+        "fit": dataclasses.asdict(fit),
+        "data": folder.name,
+        "cases": cases,
+        "torch": torch.__version__,
+    }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
 
 

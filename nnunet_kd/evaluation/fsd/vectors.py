@@ -166,9 +166,13 @@ def load_aligned_run(
 
 @torch.no_grad()
 def semantic_vectors(
-    run: AlignedRun, domain: Domain, networks: tuple[str, ...] = ("student",), step: float = 0.5, batch_size: int = 8,
+    run: AlignedRun,
+    domain: Domain,
+    networks: tuple[str, ...] = ("student",),
+    step: float = 0.5,
+    batch_size: int = 8,
     maps: bool = False,
-) -> tuple[dict[str, np.ndarray], list[str]]:  # fmt: skip
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """Semantic vectors of a domain, case by case and batch by batch: one preprocessed case is in memory at a time.
 
     Args:

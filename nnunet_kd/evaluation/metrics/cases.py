@@ -43,9 +43,14 @@ class Measured:
 
 
 def measure(
-    files: Sequence[CaseFiles], labels: Sequence[Region], ignore_label: int | None = None, tolerance: float = 1.0,
-    cldice_3d: bool = False, workers: int = 1, label: str = "metrics",
-) -> Measured:  # fmt: skip
+    files: Sequence[CaseFiles],
+    labels: Sequence[Region],
+    ignore_label: int | None = None,
+    tolerance: float = 1.0,
+    cldice_3d: bool = False,
+    workers: int = 1,
+    label: str = "metrics",
+) -> Measured:
     """Measure predictions against references.
 
     Args:
@@ -97,9 +102,7 @@ def _measure_case(
         probabilities = _of_labels(files.probabilities, labels, truth.shape)
     rocs: dict[str, Roc] = {}
     try:
-        values = case_metrics(
-            prediction, truth, labels, fov, spacing, ignore_label, probabilities, tolerance, cldice_3d, rocs
-        )  # fmt: skip
+        values = case_metrics(prediction, truth, labels, fov, spacing, ignore_label, probabilities, tolerance, cldice_3d, rocs)
     except ValueError as error:
         raise KDError(f"{files.prediction} does not fit {files.reference}: {error}") from error
     return values, rocs

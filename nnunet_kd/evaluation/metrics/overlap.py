@@ -23,8 +23,18 @@ from skimage.morphology import skeletonize
 from nnunet_kd.evaluation.metrics.roc import Roc
 from nnunet_kd.evaluation.metrics.surfaces import HD95_DEFINITION, hausdorff95, surface_metrics
 
-__all__ = ["COUNTS", "HD95_DEFINITION", "METRICS", "Region", "case_metrics", "centreline_dice", "hausdorff95", "name_of",
-           "pooled", "summarise"]  # fmt: skip
+__all__ = [
+    "COUNTS",
+    "HD95_DEFINITION",
+    "METRICS",
+    "Region",
+    "case_metrics",
+    "centreline_dice",
+    "hausdorff95",
+    "name_of",
+    "pooled",
+    "summarise",
+]
 
 METRICS = ("dice", "iou", "sensitivity", "specificity", "accuracy", "auc", "hd95", "assd", "nsd", "cldice")
 COUNTS = ("tp", "fp", "fn", "tn")
@@ -177,9 +187,13 @@ def pooled(cases: Mapping[str, dict], rocs: Mapping[str, Roc] | None = None) -> 
 
 
 def _binary_metrics(
-    prediction: np.ndarray, truth: np.ndarray, counted: np.ndarray | None, spacing: Sequence[float] | None, tolerance: float,
+    prediction: np.ndarray,
+    truth: np.ndarray,
+    counted: np.ndarray | None,
+    spacing: Sequence[float] | None,
+    tolerance: float,
     cldice_3d: bool,
-) -> dict:  # fmt: skip
+) -> dict:
     pixels = truth.size
     if counted is not None:
         prediction, truth, pixels = prediction & counted, truth & counted, int(counted.sum())

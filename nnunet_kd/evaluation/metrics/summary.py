@@ -21,10 +21,21 @@ from nnunet_kd.utils.files import write_text
 
 # nnU-Net's names, then ours in its style
 KEYS = {
-    "Dice": "dice", "IoU": "iou", "TP": "tp", "FP": "fp", "FN": "fn", "TN": "tn",
-    "Sensitivity": "sensitivity", "Specificity": "specificity", "Accuracy": "accuracy", "AUC": "auc",
-    "HD95": "hd95", "ASSD": "assd", "NSD": "nsd", "clDice": "cldice",
-}  # fmt: skip
+    "Dice": "dice",
+    "IoU": "iou",
+    "TP": "tp",
+    "FP": "fp",
+    "FN": "fn",
+    "TN": "tn",
+    "Sensitivity": "sensitivity",
+    "Specificity": "specificity",
+    "Accuracy": "accuracy",
+    "AUC": "auc",
+    "HD95": "hd95",
+    "ASSD": "assd",
+    "NSD": "nsd",
+    "clDice": "cldice",
+}
 EMPTY_MASKS = (
     "both empty: NaN, left out of means; one empty: Dice, IoU, NSD and clDice 0, HD95 and ASSD the image's diagonal, counted "
     "as a failure"
@@ -82,17 +93,26 @@ def pair_files(
     saved = all((Path(predictions) / f"{case}.npz").is_file() for case in predicted)
     return [
         CaseFiles(
-            case, folders[0] / f"{case}{ending}", folders[1] / f"{case}{ending}",
-            folders[2] / f"{case}{ending}" if fov else None, folders[0] / f"{case}.npz" if saved else None,
+            case,
+            folders[0] / f"{case}{ending}",
+            folders[1] / f"{case}{ending}",
+            folders[2] / f"{case}{ending}" if fov else None,
+            folders[0] / f"{case}.npz" if saved else None,
         )
         for case in predicted
-    ]  # fmt: skip
+    ]
 
 
 def measure_folders(
-    predictions: Path, references: Path, dataset_json: Path, fov: Path | None = None, tolerance: float = 1.0,
-    cldice_3d: bool = False, chill: bool = False, workers: int = 1,
-) -> tuple[Measured, dict]:  # fmt: skip
+    predictions: Path,
+    references: Path,
+    dataset_json: Path,
+    fov: Path | None = None,
+    tolerance: float = 1.0,
+    cldice_3d: bool = False,
+    chill: bool = False,
+    workers: int = 1,
+) -> tuple[Measured, dict]:
     """Measure a folder of predictions; returns the metrics and the content of a summary.json.
 
     Raises:
@@ -108,11 +128,12 @@ def summary(measured: Measured, files: Sequence[CaseFiles], labels: Sequence[Reg
     """The content of a summary.json."""
     per_case = [
         {
-            "reference_file": str(f.reference), "prediction_file": str(f.prediction),
+            "reference_file": str(f.reference),
+            "prediction_file": str(f.prediction),
             "metrics": {str(label): _renamed(_of_label(measured.cases[f.case], label)) for label in labels},
         }
         for f in files
-    ]  # fmt: skip
+    ]
     mean: dict[str, dict[str, float]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a metric that no case has stays NaN
@@ -129,12 +150,15 @@ def summary(measured: Measured, files: Sequence[CaseFiles], labels: Sequence[Reg
         "metric_per_case": per_case,
         "nnunet_kd": {
             "definitions": {"HD95": HD95_DEFINITION, "ASSD": ASSD_DEFINITION, "NSD": f"{NSD_DEFINITION}; within {tolerance:g}"},
-            "distance_unit": whole["hd95_unit"], "nsd_tolerance": tolerance, "empty_masks": EMPTY_MASKS,
-            "field_of_view": files[0].fov is not None, "pooled": measured.pooled,
+            "distance_unit": whole["hd95_unit"],
+            "nsd_tolerance": tolerance,
+            "empty_masks": EMPTY_MASKS,
+            "field_of_view": files[0].fov is not None,
+            "pooled": measured.pooled,
             "counts": {label: {k: s[k] for k in counts if k in s} for label, s in of_label.items()},
             "failures": whole["failures"],
         },
-    }  # fmt: skip
+    }
 
 
 def write_summary(content: dict, file: Path) -> None:

@@ -12,9 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 def template(name: str, **filters: Callable) -> Template:
     """A template of evaluation/report/templates with filters of its own; what it is given is escaped."""
     environment = Environment(
-        loader=PackageLoader("nnunet_kd.evaluation.report"), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=PackageLoader("nnunet_kd.evaluation.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters.update(filters)
     return environment.get_template(name)
 

@@ -32,14 +32,23 @@ from nnunet_kd.evaluation.report.vector_map import vector_map
 from nnunet_kd.utils.tables import aligned_table
 
 FSD_TABLES = (  # title, comparisons (semantics.compare_models), what is compared
-    ("The numbers", ("domains", "annotation"),
-     "One half of the source's cases against each domain, by the vectors of each network, or of the annotation."),
-    ("Teacher against student", ("networks",),
-     "The two networks' vectors of one domain: they share a space only as far as both alignment networks were tied to the "
-     "annotation's vectors."),
-    ("Prediction against annotation", ("prediction",),
-     "Vectors that the semantic autoencoder makes of the annotated and of the predicted label maps: the shapes alone."),
-)  # fmt: skip
+    (
+        "The numbers",
+        ("domains", "annotation"),
+        "One half of the source's cases against each domain, by the vectors of each network, or of the annotation.",
+    ),
+    (
+        "Teacher against student",
+        ("networks",),
+        "The two networks' vectors of one domain: they share a space only as far as both alignment networks were tied to the "
+        "annotation's vectors.",
+    ),
+    (
+        "Prediction against annotation",
+        ("prediction",),
+        "Vectors that the semantic autoencoder makes of the annotated and of the predicted label maps: the shapes alone.",
+    ),
+)
 Predictions = Mapping[str, Mapping[str, Path]]
 
 
@@ -88,17 +97,28 @@ def render(report: Mapping, pictures: Sequence[Mapping] = ()) -> str:
         "fsd": [{"comparison": "domains", **row} for row in report["fsd"]],
     }  # reports of before have no such key
     return template("report.html.j2", number=number, clock=_clock).render(
-        report=report, models=ordered(report["models"]), domains=domain_names(report), unseen=unseen,
-        best=best_student(report), teacher=teacher_of(report), hd95_definition=HD95_DEFINITION,
-        assd_definition=ASSD_DEFINITION, nsd_definition=NSD_DEFINITION, fsd_tables=FSD_TABLES,
+        report=report,
+        models=ordered(report["models"]),
+        domains=domain_names(report),
+        unseen=unseen,
+        best=best_student(report),
+        teacher=teacher_of(report),
+        hd95_definition=HD95_DEFINITION,
+        assd_definition=ASSD_DEFINITION,
+        nsd_definition=NSD_DEFINITION,
+        fsd_tables=FSD_TABLES,
         has_auc=any("auc" in d["summary"] for m in report["models"] for d in m["domains"].values()),
         unseen_mean={m["name"]: mean_dice(m, unseen) for m in report["models"]},
-        finding=finding(report), caveat=caveat(report), pictures=pictures,
+        finding=finding(report),
+        caveat=caveat(report),
+        pictures=pictures,
         has_cldice=any("cldice" in d["summary"] for m in report["models"] for d in m["domains"].values()),
-        cases={d: dict.fromkeys(c for m in report["models"] for c in m["domains"].get(d, {"cases": ()})["cases"])
-               for d in domain_names(report)},
+        cases={
+            d: dict.fromkeys(c for m in report["models"] for c in m["domains"].get(d, {"cases": ()})["cases"])
+            for d in domain_names(report)
+        },
         failures=sum(d["summary"]["failures"] for m in report["models"] for d in m["domains"].values()),
-    )  # fmt: skip
+    )
 
 
 def draw_figures(
@@ -114,39 +134,61 @@ def draw_figures(
             found.append({"section": section, "name": name, "file": file.name, "alt": alt, "caption": caption})
 
     dice = {m["name"]: {d: _dice(v["cases"]) for d, v in m["domains"].items()} for m in models}
-    add("dice", "dice", figures.dice_dots(
-            {m: {d: list(c.values()) for d, c in by_domain.items()} for m, by_domain in dice.items()}, styles,
-            folder / "dice.png"),
+    add(
+        "dice",
+        "dice",
+        figures.dice_dots(
+            {m: {d: list(c.values()) for d, c in by_domain.items()} for m, by_domain in dice.items()},
+            styles,
+            folder / "dice.png",
+        ),
         f"Dice of every case and the mean, for {', '.join(dice)} on {', '.join(domain_names(report))}; the means are in "
         "the table above",
-        "Small dots: one case each. Large marks: the mean, the number in the table.")  # fmt: skip
+        "Small dots: one case each. Large marks: the mean, the number in the table.",
+    )
     for domain in domains:
         shown = [m["name"] for m in models if domain.name in m["domains"]]
         if shown:
             students = [m["name"] for m in models if m["role"] != "teacher"]
             rows = _picture_rows(domain, {n: dice[n][domain.name] for n in shown}, students, predictions or {})
             if rows:
-                add("pictures", domain.name, figures.contour_figure(rows, folder / f"outlines_{_slug(domain.name)}.png"),
+                add(
+                    "pictures",
+                    domain.name,
+                    figures.contour_figure(rows, folder / f"outlines_{_slug(domain.name)}.png"),
                     f"{domain.name}: outlines of the annotation and of the predictions of {', '.join(shown)} on "
-                    f"{len(rows)} case(s)", domain.name)  # fmt: skip
+                    f"{len(rows)} case(s)",
+                    domain.name,
+                )
     curves = {m["name"]: m["curves"] for m in models if m.get("curves")}
-    add("curves", "curves", figures.training_curves(curves, styles, folder / "curves.png"),
+    add(
+        "curves",
+        "curves",
+        figures.training_curves(curves, styles, folder / "curves.png"),
         f"Training curves of {', '.join(curves)}: segmentation loss, validation Dice and every distillation term",
-        "One panel for each logged value. Losses of different patch sizes or with different views cannot be "
-        "compared.")  # fmt: skip
+        "One panel for each logged value. Losses of different patch sizes or with different views cannot be compared.",
+    )
     if report["fsd"]:
         targets = ", ".join(dict.fromkeys(r["target"] for r in report["fsd"]))
-        add("fsd", "fsd", figures.fsd_bars(report["fsd"], folder / "fsd.png"),
+        add(
+            "fsd",
+            "fsd",
+            figures.fsd_bars(report["fsd"], folder / "fsd.png"),
             f"Relative Frechet Semantic Distance from {report['fsd'][0]['source']} to {targets}; the numbers are in the "
             "table below",
             "Grey: how far the raw FSD reaches by chance, when the cases are dealt to the two sets at random. A diamond "
-            "beyond the grey speaks for a real difference.")  # fmt: skip
+            "beyond the grey speaks for a real difference.",
+        )
     vectors = {model: Path(file) for model, file in report.get("fsd_vectors", {}).items() if Path(file).is_file()}
     if vectors:
         samples = {model: read_vectors(file) for model, file in vectors.items()}
-        add("fsd", "vectors", vector_map(samples, folder / "vectors.png", seed=report.get("seed") or 0),
+        add(
+            "fsd",
+            "vectors",
+            vector_map(samples, folder / "vectors.png", seed=report.get("seed") or 0),
             f"Semantic vectors of {', '.join(vectors)} in two dimensions, coloured by domain",
-            "One mark for each patch; colour: domain, shape: case. Distances in t-SNE have no scale.")  # fmt: skip
+            "One mark for each patch; colour: domain, shape: case. Distances in t-SNE have no scale.",
+        )
     return found
 
 
@@ -167,8 +209,15 @@ def write_csv(report: Mapping, file: Path) -> Path:
     for model in ordered(report["models"]):
         for domain, found in model["domains"].items():
             for case, values in found["cases"].items():
-                row = {"model": model["name"], "role": model["role"], "domain": domain, "unseen": found["unseen"],
-                       "case": case, "failed": values["failed"], "hd95_unit": values["hd95_unit"]}  # fmt: skip
+                row = {
+                    "model": model["name"],
+                    "role": model["role"],
+                    "domain": domain,
+                    "unseen": found["unseen"],
+                    "case": case,
+                    "failed": values["failed"],
+                    "hd95_unit": values["hd95_unit"],
+                }
                 row |= {k: values[k] for k in metrics if k in values}
                 for label, each in values.get("labels", {}).items():
                     row |= {f"{k}_{label}": each[k] for k in metrics if k in each}

@@ -23,9 +23,13 @@ FORMS = ("softmax", "squared")
 
 @full_precision
 def intra_graph_loss(
-    student: Tensor, teacher: Tensor, tau: float = 0.1, form: str = "softmax", gather: Gather | None = None,
+    student: Tensor,
+    teacher: Tensor,
+    tau: float = 0.1,
+    form: str = "softmax",
+    gather: Gather | None = None,
     centred: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Star graph: every anchor against all views of all samples. RECONSTRUCTION of DCGD's intra-coupling graph.
 
     One row per anchor i, one edge ``cos(z_i^0, z_j^k)`` per sample j and view k >= 1.
@@ -53,9 +57,13 @@ def intra_graph_loss(
 
 @full_precision
 def inter_graph_loss(
-    student: Tensor, teacher: Tensor, tau: float = 0.1, form: str = "softmax", gather: Gather | None = None,
+    student: Tensor,
+    teacher: Tensor,
+    tau: float = 0.1,
+    form: str = "softmax",
+    gather: Gather | None = None,
     centred: bool = False,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Complete graph over all `(K+1) * B` vectors. RECONSTRUCTION of DCGD's inter-coupling graph.
 
     One row per vector, one edge per other vector; self is excluded. Arguments as in :func:`intra_graph_loss`.

@@ -100,16 +100,32 @@ class CIRKDMemory(nn.Module):
     needs_target = True
 
     def __init__(
-        self, *, classes: int, student_channels: int, teacher_channels: int, dims: int, temperature: float = 0.1,
-        pixel_memory: int = 20000, region_memory: int = 2000, pixel_contrast: int = 4096, region_contrast: int = 1024,
-        pixels_per_class: int = 16, max_anchors: int = 4096,
-    ) -> None:  # fmt: skip
+        self,
+        *,
+        classes: int,
+        student_channels: int,
+        teacher_channels: int,
+        dims: int,
+        temperature: float = 0.1,
+        pixel_memory: int = 20000,
+        region_memory: int = 2000,
+        pixel_contrast: int = 4096,
+        region_contrast: int = 1024,
+        pixels_per_class: int = 16,
+        max_anchors: int = 4096,
+    ) -> None:
         super().__init__()
         _check(
-            "CIRKDMemory", temperature, classes=classes, pixel_memory=pixel_memory, region_memory=region_memory,
-            pixel_contrast=pixel_contrast, region_contrast=region_contrast, pixels_per_class=pixels_per_class,
+            "CIRKDMemory",
+            temperature,
+            classes=classes,
+            pixel_memory=pixel_memory,
+            region_memory=region_memory,
+            pixel_contrast=pixel_contrast,
+            region_contrast=region_contrast,
+            pixels_per_class=pixels_per_class,
             max_anchors=max_anchors,
-        )  # fmt: skip
+        )
         self.classes, self.channels, self.temperature = classes, (student_channels, teacher_channels), temperature
         self.pixels_per_class, self.max_anchors = pixels_per_class, max_anchors
         self.contrasts = {"pixel": pixel_contrast // classes + 1, "region": region_contrast // classes + 1}

@@ -90,8 +90,10 @@ def eight_cases(tmp_path, monkeypatch) -> Path:
     for seed in range(3):
         for case in range(8):
             base = 0.5 + 0.01 * case + 0.001 * seed
-            rows += [row("student", seed, f"c{case}", base, dataset="all"),
-                     row("kd", seed, f"c{case}", base + 0.1, dataset="all", cpu_seconds="40.0")]  # fmt: skip
+            rows += [
+                row("student", seed, f"c{case}", base, dataset="all"),
+                row("kd", seed, f"c{case}", base + 0.1, dataset="all", cpu_seconds="40.0"),
+            ]
         rows += [row("student", seed, f"v{c}", 0.5, dataset="val") for c in range(2)]
         rows += [
             row("kd", seed, f"v{c}", 0.0 if (seed, c) == (0, 0) else 0.5, dataset="val", cpu_seconds="40.0") for c in range(2)

@@ -16,12 +16,14 @@ from nnunet_kd.comparison.rows import append_rows
 from nnunet_kd.networks.cost import pareto_front
 
 __all__ = ["lab"]  # the fixture
-FSD = {"fsd": [
-    {"model": "x", "network": "student", "source": "val", "target": "all", "relative": 0.5, "relative_extrapolated": 0.25},
-    {"model": "x", "network": "teacher", "source": "val", "target": "all", "relative": 0.75, "relative_extrapolated": None},
-    {"model": "x", "network": "student", "source": "val", "target": "val (other half)", "relative": 0.1},
-    {"model": "x", "network": "student", "source": "val", "target": "all", "relative": 9.0, "comparison": "networks"},
-]}  # fmt: skip
+FSD = {
+    "fsd": [
+        {"model": "x", "network": "student", "source": "val", "target": "all", "relative": 0.5, "relative_extrapolated": 0.25},
+        {"model": "x", "network": "teacher", "source": "val", "target": "all", "relative": 0.75, "relative_extrapolated": None},
+        {"model": "x", "network": "student", "source": "val", "target": "val (other half)", "relative": 0.1},
+        {"model": "x", "network": "student", "source": "val", "target": "all", "relative": 9.0, "comparison": "networks"},
+    ]
+}
 
 
 @pytest.fixture
@@ -34,8 +36,10 @@ def eight_cases(tmp_path, monkeypatch) -> Path:
     rows = [
         row(method, seed, f"{d}{case}", level - lost + case / 100 + seed / 1000, dataset=d, params=900 if level > 0.7 else 100)
         for method, level in (("student", 0.6), ("kd", 0.7), ("teacher", 0.8))
-        for d, cases, lost in (("val", 2, 0.0), ("all", 8, 0.2)) for case in range(cases) for seed in range(2)
-    ]  # fmt: skip
+        for d, cases, lost in (("val", 2, 0.0), ("all", 8, 0.2))
+        for case in range(cases)
+        for seed in range(2)
+    ]
     rows.append(row("kd", 0, "val0", 0.1, dataset="val", config_hash="older", date="2025-01-01T00:00:00"))
     append_rows(Path("results/tiny.csv"), rows)
     methods = {"teacher": {"role": "teacher"}, "student": {"preset": "student"}, "kd": {"preset": "kd"}}
@@ -72,8 +76,14 @@ def test_every_part_is_there(eight_cases, tmp_path, capsys):
     assert f"report: {out}" in capsys.readouterr().out
     text = out.read_text(encoding="utf-8")
     page = Seen(text)
-    assert page.titles == ["Dice by method and domain", "Critical comparisons, against student", "Cost",
-                           "Semantic distance (FSD) against loss of Dice", "Data", "How it was made"]  # fmt: skip
+    assert page.titles == [
+        "Dice by method and domain",
+        "Critical comparisons, against student",
+        "Cost",
+        "Semantic distance (FSD) against loss of Dice",
+        "Data",
+        "How it was made",
+    ]
     assert all(link.startswith(("data:image/png;base64,", "#")) for link in page.links)  # nothing from elsewhere
     assert not re.search(r"https?://|@import|url\(", text)
     assert all(image["alt"] for image in page.images) and len(page.images) == 4  # cases, differences, cost of training, FSD
@@ -92,8 +102,12 @@ def test_every_part_is_there(eight_cases, tmp_path, capsys):
 
 
 def test_what_is_broken_is_one_line(eight_cases, tmp_path, capsys):
-    for name, text in {"text.json": "no", "other.json": "{}", "half.json": '{"fsd": [{"network": "student"}]}',
-                       "far.json": json.dumps({"fsd": [FSD["fsd"][2]]})}.items():  # fmt: skip
+    for name, text in {
+        "text.json": "no",
+        "other.json": "{}",
+        "half.json": '{"fsd": [{"network": "student"}]}',
+        "far.json": json.dumps({"fsd": [FSD["fsd"][2]]}),
+    }.items():
         Path(name).write_text(text)
     out = str(tmp_path / "page.html")
     for options, says in (

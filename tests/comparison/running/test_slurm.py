@@ -18,8 +18,15 @@ from nnunet_kd.utils.errors import KDError
 
 __all__ = ["lab"]  # the fixture
 DOMAIN = {"domains": {"v": "950:Tr:case_00"}}
-SLURM = {"partition": "gpu", "hours": 1.5, "memory_gb": 8, "gpus": 1, "cpus": 4, "setup": ["module load x"],
-         "extra": {"mail-type": "FAIL"}}  # fmt: skip
+SLURM = {
+    "partition": "gpu",
+    "hours": 1.5,
+    "memory_gb": 8,
+    "gpus": 1,
+    "cpus": 4,
+    "setup": ["module load x"],
+    "extra": {"mail-type": "FAIL"},
+}
 SBATCH = """#!/bin/sh
 echo "$@" >> {calls}; cat "$1" >> {calls}
 n=$(($(cat {count} 2>/dev/null || echo 40) + 1)); echo $n > {count}; echo "Submitted batch job $n"
@@ -59,8 +66,11 @@ def test_what_slurm_is_asked(lab, capsys, monkeypatch):
     """A stand-in for sbatch, srun and squeue that writes down what it is told."""
     programs, calls = lab.folder / "bin", lab.folder / "calls"
     programs.mkdir()
-    for name, text in {"sbatch": SBATCH.format(calls=calls, count=lab.folder / "count"), "srun": "#!/bin/sh\n",
-                       "squeue": "#!/bin/sh\necho 41\n"}.items():  # fmt: skip
+    for name, text in {
+        "sbatch": SBATCH.format(calls=calls, count=lab.folder / "count"),
+        "srun": "#!/bin/sh\n",
+        "squeue": "#!/bin/sh\necho 41\n",
+    }.items():
         (programs / name).write_text(text)
         (programs / name).chmod(0o755)
     file = str(write(lab.folder, slurm=SLURM, **DOMAIN))
@@ -72,8 +82,15 @@ def test_what_slurm_is_asked(lab, capsys, monkeypatch):
     assert main(["compare", file, "--slurm"]) == 0
     assert "teacher seed 0: job 41" in capsys.readouterr().out
     first, second = calls.read_text().split("#!/bin/bash")[1:]
-    for line in ("--partition=gpu", "--time=90", "--mem=8GB", "--gpus-per-node=1", "--cpus-per-task=4", "--mail-type=FAIL",
-                 "--job-name=kd_teacher_8-16-32_seed0"):  # fmt: skip
+    for line in (
+        "--partition=gpu",
+        "--time=90",
+        "--mem=8GB",
+        "--gpus-per-node=1",
+        "--cpus-per-task=4",
+        "--mail-type=FAIL",
+        "--job-name=kd_teacher_8-16-32_seed0",
+    ):
         assert f"#SBATCH {line}\n" in first, first
     assert "module load x" in first and "dependency" not in first
     assert "#SBATCH --dependency=afterok:41\n" in second and "#SBATCH --kill-on-invalid-dep=yes\n" in second

@@ -51,8 +51,10 @@ def test_conversion_json_tells_how_to_go_back(chase_tree: Path, tmp_path: Path):
     assert list(written.shape) == case["canvas"]
     native = np.asarray(Image.open(chase_tree / "Image_13R_1stHO.png"))
     rows, columns = np.nonzero(written)
-    back = [((i - pad + 0.5) / case["scale"] + start).astype(int)
-            for i, pad, start in zip((rows, columns), case["pad"], case["crop_box"][:2], strict=True)]  # fmt: skip
+    back = [
+        ((i - pad + 0.5) / case["scale"] + start).astype(int)
+        for i, pad, start in zip((rows, columns), case["pad"], case["crop_box"][:2], strict=True)
+    ]
     near = native | np.roll(native, 1, 0) | np.roll(native, -1, 0)
     assert len(rows) > 50 and near[tuple(back)].all()
 

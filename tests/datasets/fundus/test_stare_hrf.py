@@ -151,8 +151,10 @@ def test_hrf_trains_on_the_first_five_of_each_class(hrf_tree: Path, tmp_path: Pa
     for case, entry in log.items():
         number = re.fullmatch(r"HRF_(\w+)_(\d\d)", case)
         assert {Path(p).name.lower() for p in entry["source"].values()} == {
-            f"{number[2]}_{number[1]}.jpg", f"{number[2]}_{number[1]}.tif", f"{number[2]}_{number[1]}_mask.tif",
-        }  # fmt: skip
+            f"{number[2]}_{number[1]}.jpg",
+            f"{number[2]}_{number[1]}.tif",
+            f"{number[2]}_{number[1]}_mask.tif",
+        }
 
 
 def test_hrf_as_an_unseen_domain_from_the_archives_of_its_classes(hrf_tree: Path, tmp_path: Path):

@@ -40,8 +40,13 @@ def write_slices(folder: Path, array: np.ndarray, name: Callable[[int], str], nu
         image = SimpleITK.GetImageFromArray(part[None])
         image.SetSpacing((PIXEL, PIXEL, GAP))
         position = (*CORNER[:2], CORNER[2] + z * GAP)
-        tags = {"0020|0032": "\\".join(map(str, position)), "0020|0037": "1\\0\\0\\0\\1\\0", "0020|0013": str(number(z)),
-                "0008|0060": "CT", "0018|0050": str(GAP)}  # fmt: skip
+        tags = {
+            "0020|0032": "\\".join(map(str, position)),
+            "0020|0037": "1\\0\\0\\0\\1\\0",
+            "0020|0013": str(number(z)),
+            "0008|0060": "CT",
+            "0018|0050": str(GAP),
+        }
         for tag, value in tags.items():
             image.SetMetaData(tag, value)
         SimpleITK.WriteImage(image, str(folder / name(z)))

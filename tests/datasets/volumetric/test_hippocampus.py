@@ -72,8 +72,13 @@ def test_the_last_sixty_numbers_are_the_test_part(tree: Path, tmp_path: Path):
         assert stems(folder / f"labels{tag}") == sorted(cases)
         assert stems(folder / f"images{tag}") == sorted(f"{c}_0000" for c in cases)
     assert {p.name for p in folder.iterdir()} == {
-        "imagesTr", "labelsTr", "imagesTs", "labelsTs", "dataset.json", "conversion.json",
-    }  # fmt: skip
+        "imagesTr",
+        "labelsTr",
+        "imagesTs",
+        "labelsTs",
+        "dataset.json",
+        "conversion.json",
+    }
     assert not (tmp_path / "pre").exists()  # folds are nnU-Net's
 
 

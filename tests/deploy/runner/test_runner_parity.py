@@ -23,46 +23,73 @@ def settings(scheme: str, mask: bool = False) -> dict:
 CASES = {
     # name: plans, folder's options, images' options, prediction's options
     "2-D PNG, mirrored": (
-        plans((32, 48), (1.0, 1.0), reader="NaturalImage2DIO"), {"ending": ".png"}, {"size": (1, 70, 61), "ending": ".png"}, {},
+        plans((32, 48), (1.0, 1.0), reader="NaturalImage2DIO"),
+        {"ending": ".png"},
+        {"size": (1, 70, 61), "ending": ".png"},
+        {},
     ),
     "2-D TIFF, fewer mirrored axes": (
-        plans((32, 32), (1.0, 1.0), reader="NaturalImage2DIO"), {"ending": ".tif", "mirror": (1,)},
-        {"size": (1, 50, 61), "ending": ".tif"}, {},
+        plans((32, 32), (1.0, 1.0), reader="NaturalImage2DIO"),
+        {"ending": ".tif", "mirror": (1,)},
+        {"size": (1, 50, 61), "ending": ".tif"},
+        {},
     ),
     "3-D, resampled along all axes": (
-        plans((16, 24, 16), (1.0, 1.0, 1.0)), {}, {"size": (21, 30, 25), "spacing": (0.8, 1.3, 1.1)}, {},
+        plans((16, 24, 16), (1.0, 1.0, 1.0)),
+        {},
+        {"size": (21, 30, 25), "spacing": (0.8, 1.3, 1.1)},
+        {},
     ),
     "3-D, not mirrored, as it is": (plans((16, 16, 16), (1.0, 1.0, 1.0)), {}, {"size": (20, 30, 25)}, {"mirroring": False}),
     "thick slices along z": (
-        plans((8, 32, 32), (4.0, 0.8, 0.8)), {"mirror": ()}, {"size": (11, 40, 36), "spacing": (5.0, 1.0, 1.0)}, {},
+        plans((8, 32, 32), (4.0, 0.8, 0.8)),
+        {"mirror": ()},
+        {"size": (11, 40, 36), "spacing": (5.0, 1.0, 1.0)},
+        {},
     ),
     "thick slices in the image only, along y": (
-        plans((16, 16, 16), (1.0, 2.0, 1.0)), {"mirror": ()}, {"size": (25, 9, 30), "spacing": (1.2, 5.0, 1.1)}, {},
+        plans((16, 16, 16), (1.0, 2.0, 1.0)),
+        {"mirror": ()},
+        {"size": (25, 9, 30), "spacing": (1.2, 5.0, 1.1)},
+        {},
     ),
     "transposed, two channels, cropped, z-score inside the mask": (
         plans((24, 16, 16), (1.0, 1.0, 1.0), channels=2, transpose=(1, 0, 2), use_mask_for_norm=[True, False]),
-        {"mirror": (0,)}, {"size": (18, 30, 25), "channels": 2, "empty": 3, "spacing": (1.0, 0.9, 1.0)}, {},
+        {"mirror": (0,)},
+        {"size": (18, 30, 25), "channels": 2, "empty": 3, "spacing": (1.0, 0.9, 1.0)},
+        {},
     ),
     "smaller than the patch": (plans((16, 32, 32), (1.0, 1.0, 1.0)), {"mirror": ()}, {"size": (9, 21, 40)}, {}),
     "regions, CT": (
         plans((16, 16, 16), (1.0, 1.0, 1.0), **settings("CTNormalization")),
-        {"labels": REGIONS, "order": [1, 2], "mirror": ()}, {"size": (20, 22, 18), "spacing": (1.1, 0.9, 1.0)}, {},
+        {"labels": REGIONS, "order": [1, 2], "mirror": ()},
+        {"size": (20, 22, 18), "spacing": (1.1, 0.9, 1.0)},
+        {},
     ),
     "two folds, ignore label, values from 0 to 1": (
         plans((16, 16, 16), (1.0, 1.0, 1.0), **settings("RescaleTo01Normalization")),
         {"folds": 2, "labels": {"background": 0, "a": 1, "b": 2, "ignore": 3}, "mirror": ()},
-        {"size": (20, 22, 18), "spacing": (1.1, 0.9, 1.0)}, {"folds": 2},
+        {"size": (20, 22, 18), "spacing": (1.1, 0.9, 1.0)},
+        {"folds": 2},
     ),
     "2-D model, 3-D image": (
-        plans((32, 24), (1.0, 1.0), **settings("NoNormalization")), {"mirror": (1,)},
-        {"size": (7, 40, 36), "spacing": (2.5, 0.8, 1.2)}, {},
+        plans((32, 24), (1.0, 1.0), **settings("NoNormalization")),
+        {"mirror": (1,)},
+        {"size": (7, 40, 36), "spacing": (2.5, 0.8, 1.2)},
+        {},
     ),
     "MHA, torch's resampling": (
-        plans((8, 16, 16), (3.5, 1.0, 1.0), resampling_fn_probabilities="resample_torch_fornnunet",
-              resampling_fn_probabilities_kwargs={"is_seg": False, "force_separate_z": None}),
-        {"ending": ".mha", "mirror": ()}, {"size": (11, 22, 18), "spacing": (5.0, 0.9, 1.0), "ending": ".mha"}, {},
+        plans(
+            (8, 16, 16),
+            (3.5, 1.0, 1.0),
+            resampling_fn_probabilities="resample_torch_fornnunet",
+            resampling_fn_probabilities_kwargs={"is_seg": False, "force_separate_z": None},
+        ),
+        {"ending": ".mha", "mirror": ()},
+        {"size": (11, 22, 18), "spacing": (5.0, 0.9, 1.0), "ending": ".mha"},
+        {},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -161,8 +161,23 @@ def test_comparisons_of_fitted_models(tiny_teacher, home):
 def test_command_compares_stock_models(tiny_teacher, tmp_path, capsys, monkeypatch):
     other = Path(shutil.copytree(tiny_teacher, tmp_path / "other" / tiny_teacher.name))
     out = tmp_path / "deep" / "fsd.json"
-    command = ["fsd", "--model", f"stock={tiny_teacher}", "--model", f"copy={other}", "--source", "home=950:Tr", "--target",
-               "part=950:Tr:case_0[0-3]", "--fit-steps", "10", "--bootstrap", "10", "-o", str(out)]  # fmt: skip
+    command = [
+        "fsd",
+        "--model",
+        f"stock={tiny_teacher}",
+        "--model",
+        f"copy={other}",
+        "--source",
+        "home=950:Tr",
+        "--target",
+        "part=950:Tr:case_0[0-3]",
+        "--fit-steps",
+        "10",
+        "--bootstrap",
+        "10",
+        "-o",
+        str(out),
+    ]
     assert main(command) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert printed == json.loads(out.read_text(encoding="utf-8")) and {r["model"] for r in printed["fsd"]} == {"stock", "copy"}

@@ -118,8 +118,16 @@ def _pictures(root: Path, fov: bool = True, probabilities: bool = True) -> list[
         imsave(root / "fov" / f"{case}.png", np.pad(np.full((20, 40), 255, np.uint8), ((5, 5), (0, 0))), check_contrast=False)
         np.savez_compressed(root / "pred" / f"{case}.npz", probabilities=np.stack([1 - p, p])[:, None])
     (root / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "vessel": 1}, "file_ending": ".png"}))
-    return ["metrics", *(f"{a}{b}" for a, b in ()), "-pred", str(root / "pred"), "-ref", str(root / "ref"), "-djfile",
-            str(root / "dataset.json")]  # fmt: skip
+    return [
+        "metrics",
+        *(f"{a}{b}" for a, b in ()),
+        "-pred",
+        str(root / "pred"),
+        "-ref",
+        str(root / "ref"),
+        "-djfile",
+        str(root / "dataset.json"),
+    ]
 
 
 def test_command_with_field_of_view_and_auc(tmp_path, capsys):

@@ -85,9 +85,15 @@ def test_dots_take_undefined_and_missing_values(tmp_path: Path):
 def test_curves_sort_keys_into_panels():
     curves = {
         "student": {"train_losses": [1.0, 0.5], "val_losses": [1.0, 0.6], "ema_fg_dice": [0.1, 0.2], "mean_fg_dice": [0, 0.2]},
-        "gkd": {"train_losses": [9.0, 9.0], "kd/seg_loss": [1.0, 0.4], "kd/intra": [None, 0.2], "kd/inter": [None, math.nan],
-                "kd/act_agreement_teacher": [0.5, 0.4], "kd/act_agreement_student": [0.3, 0.2]},
-    }  # fmt: skip
+        "gkd": {
+            "train_losses": [9.0, 9.0],
+            "kd/seg_loss": [1.0, 0.4],
+            "kd/intra": [None, 0.2],
+            "kd/inter": [None, math.nan],
+            "kd/act_agreement_teacher": [0.5, 0.4],
+            "kd/act_agreement_student": [0.3, 0.2],
+        },
+    }
     panels = figures._panels(curves)
     assert set(panels) == {"seg_loss", "val_losses", "mean_fg_dice", "intra", "act_agreement"}
     assert [(n, list(v)) for n, _, v in panels["seg_loss"]] == [("student", [1.0, 0.5]), ("gkd", [1.0, 0.4])]
@@ -103,10 +109,24 @@ def test_no_curves_no_picture(tmp_path: Path):
 
 
 def test_fsd_bars_take_what_could_not_be_computed(tmp_path: Path):
-    whole = {"model": "gkd", "network": "student", "target": "DRIVE", "relative": 0.4, "relative_extrapolated": 0.2,
-             "relative_interval": (0.1, 0.3), "relative_null95": 0.15}  # fmt: skip
-    nothing = {"model": "gkd", "network": "teacher", "target": "DRIVE", "relative": None, "relative_extrapolated": math.nan,
-               "relative_interval": (math.nan, math.nan), "relative_null95": None}  # fmt: skip
+    whole = {
+        "model": "gkd",
+        "network": "student",
+        "target": "DRIVE",
+        "relative": 0.4,
+        "relative_extrapolated": 0.2,
+        "relative_interval": (0.1, 0.3),
+        "relative_null95": 0.15,
+    }
+    nothing = {
+        "model": "gkd",
+        "network": "teacher",
+        "target": "DRIVE",
+        "relative": None,
+        "relative_extrapolated": math.nan,
+        "relative_interval": (math.nan, math.nan),
+        "relative_null95": None,
+    }
     with_dot = imread(figures.fsd_bars([whole, nothing], tmp_path / "f.png"))
     without = imread(figures.fsd_bars([{**nothing, "network": "student"}, nothing], tmp_path / "g.png"))
     assert _near(with_dot, figures.STUDENTS[0]) > _near(without, figures.STUDENTS[0]) + 50

@@ -88,12 +88,17 @@ def make_report(domains: list[Domain], out: Path, seed: int = 0) -> dict:
     models = []
     for name, wrong in MODELS.items():
         entry = {
-            "name": name, "role": "teacher" if name == "teacher" else "student", "trainer": TRAINERS[name],
+            "name": name,
+            "role": "teacher" if name == "teacher" else "student",
+            "trainer": TRAINERS[name],
             "plans": "nnUNetTeacherPlans" if name == "teacher" else "nnUNetKDPlans",
-            "parameters": 1_937_218 if name == "teacher" else 31_402, "flops": 412_000_000 if name == "teacher" else 7_900_000,
-            "cpu_seconds_per_case": None if name == "kd" else 0.31, "description": f"the {name} & its <plans>", "domains": {},
+            "parameters": 1_937_218 if name == "teacher" else 31_402,
+            "flops": 412_000_000 if name == "teacher" else 7_900_000,
+            "cpu_seconds_per_case": None if name == "kd" else 0.31,
+            "description": f"the {name} & its <plans>",
+            "domains": {},
             "curves": _curves(rng, name in ("kd", "gkd"), name == "gkd"),
-        }  # fmt: skip
+        }
         for domain in domains:
             folder = out / "predictions" / name / domain.name
             for case in domain.cases:
@@ -105,9 +110,12 @@ def make_report(domains: list[Domain], out: Path, seed: int = 0) -> dict:
             cases = evaluate_predictions(domain, folder, [1])
             summary = summarise(cases)
             entry["domains"][domain.name] = {
-                "dice": summary["dice"], "cases": cases, "summary": summary, "pooled": pooled(cases),
+                "dice": summary["dice"],
+                "cases": cases,
+                "summary": summary,
+                "pooled": pooled(cases),
                 "unseen": domain.name != "Source",
-            }  # fmt: skip
+            }
         models.append(entry)
     found = []
     for network in ("student", "teacher"):
@@ -117,11 +125,16 @@ def make_report(domains: list[Domain], out: Path, seed: int = 0) -> dict:
             result = fsd.compare(home, other, owners, owners, bootstrap=60)
             found.append({"model": "gkd", "network": network, "source": "Source", "target": target, **result})
     return {
-        "title": "A light student on synthetic vessels", "created": "2026-11-21T10:00:00", "seconds": 671.3, "seed": 0,
+        "title": "A light student on synthetic vessels",
+        "created": "2026-11-21T10:00:00",
+        "seconds": 671.3,
+        "seed": 0,
         "commands": ["nnUNetv2_train 901 2d 0 -p nnUNetKDPlans -tr nnUNetTrainerGKD -device cpu"] * 2,
-        "versions": {"nnunetv2": "2.8.1", "torch": "2.13.0"}, "note": "Synthetic images, made on the spot.",
-        "models": models, "fsd": found,
-    }  # fmt: skip
+        "versions": {"nnunetv2": "2.8.1", "torch": "2.13.0"},
+        "note": "Synthetic images, made on the spot.",
+        "models": models,
+        "fsd": found,
+    }
 
 
 class _Page(HTMLParser):

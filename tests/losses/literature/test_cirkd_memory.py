@@ -12,7 +12,7 @@ from loss_checks import (
     name,
     tensors,
     zero_at_equality,
-)  # fmt: skip
+)
 
 from nnunet_kd.losses.literature.cirkd import CIRKDMemory
 

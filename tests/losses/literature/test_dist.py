@@ -11,7 +11,7 @@ GRIDS = [(3, 4), (2, 3, 2)]
 HELD = [check for check in CHECKS if check is not mean_over_samples]
 LOSSES = pytest.mark.parametrize(
     "loss", [DIST(), DIST(temperature=3.0, beta=0.5), DIST(regions=True)], ids=["1", "3", "regions"]
-)  # fmt: skip
+)
 
 
 # computed once with the published implementation on these inputs
@@ -36,9 +36,7 @@ def test_zero_at_equality_but_for_the_published_1e8_in_the_denominator(grid, los
 
 
 def _mean_correlation(rows_s, rows_t):
-    return torch.stack(
-        [torch.corrcoef(torch.stack([s, t]))[0, 1] for s, t in zip(rows_s, rows_t, strict=True)]
-    ).mean()  # fmt: skip
+    return torch.stack([torch.corrcoef(torch.stack([s, t]))[0, 1] for s, t in zip(rows_s, rows_t, strict=True)]).mean()
 
 
 @pytest.mark.parametrize("regions", [False, True])

@@ -14,7 +14,7 @@ from loss_checks import (
     name,
     tensors,
     zero_at_equality,
-)  # fmt: skip
+)
 
 from nnunet_kd.losses.kd import KD
 from nnunet_kd.losses.literature.emkd import IMD, RAD

@@ -64,9 +64,7 @@ def test_stages_of_unequal_size_meet_on_the_smaller_grid():
 
 def test_stages_of_unequal_size_in_3d():
     pairs = [(wave((1, 3, 2, 4, 6), a, 0.3, 1.0), wave((1, 2, 2, 2, 3), a, 0.7, 1.0)) for a in (0.9, 1.7)]
-    flows = [
-        torch.einsum("bidhw,bjdhw->bij", F.max_pool3d(first, (1, 2, 2)), second) / 12 for first, second in pairs
-    ]  # fmt: skip
+    flows = [torch.einsum("bidhw,bjdhw->bij", F.max_pool3d(first, (1, 2, 2)), second) / 12 for first, second in pairs]
     got = FSP(student_channels=(3, 2), teacher_channels=(3, 2))(*pairs)
     assert got.item() == pytest.approx((flows[0] - flows[1]).square().mean().item(), rel=1e-9) and got > 1e-3
 

@@ -9,7 +9,7 @@ from loss_checks import (
     gradient,
     name,
     tensors,
-)  # fmt: skip
+)
 
 from nnunet_kd.losses.literature.ifvd import IFVD
 

@@ -13,7 +13,7 @@ from loss_checks import (
     tensors,
     wave,
     zero_at_equality,
-)  # fmt: skip
+)
 
 from nnunet_kd.losses.kd import KD
 from nnunet_kd.losses.literature.skd import SKDPairwise, SKDPairwise2x2, SKDPixelwise
