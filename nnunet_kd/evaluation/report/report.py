@@ -31,7 +31,7 @@ from nnunet_kd.evaluation.report.page import data_uri, template
 from nnunet_kd.evaluation.report.vector_map import vector_map
 from nnunet_kd.utils.tables import aligned_table
 
-FSD_TABLES = (  # title, comparisons (semantics.compare_models), what is compared
+FSD_TABLES = (  # title, comparisons (fsd/compare.py), what is compared
     (
         "The numbers",
         ("domains", "annotation"),

@@ -20,7 +20,7 @@ def vector_map(
     """One line of panels per model and network; colour: domain, marker: case (markers repeat after 14 cases).
 
     Args:
-        samples: ``{model: {kind: {domain: Sample}}}`` as ``semantics.compare_models`` finds them; kinds "student" and
+        samples: ``{model: {kind: {domain: Sample}}}`` as ``compare_models`` (fsd/compare.py) finds them; kinds "student" and
             "teacher" are drawn.
         most: vectors per panel: t-SNE's time grows with their number. Each domain keeps an even share of its cases'.
         rows: lines of panels at most.

@@ -126,7 +126,7 @@ class JobsHere:
             job()
             error = None
         except KDError as raised:
-            error = RuntimeError(f"Job failed:\nTraceback\nnnunet_kd.errors.KDError: {raised}\n\nlogs:\n  - a.out")
+            error = RuntimeError(f"Job failed:\nTraceback\nnnunet_kd.utils.errors.KDError: {raised}\n\nlogs:\n  - a.out")
         return SimpleNamespace(job_id="1", paths=SimpleNamespace(stderr="a.err"), exception=lambda: error)
 
 
