@@ -23,6 +23,8 @@ def add_convert(commands) -> None:
     p.add_argument("--channels", choices=["green", "rgb", "gray"], help="vessels: default green")
     width = "vessels: width of the field of view in pixels, 0 keeps it (default: 512)"
     p.add_argument("--fov-width", type=int, help=width)
+    sides = "polyps: resize all to this width and height in pixels (default: their own); the same for all sets of one model"
+    p.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help=sides)
     copies = "vessels: the training cases once per corruption instead, to choose settings on (never to train on)"
     p.add_argument("--corruptions", action="store_true", default=None, help=copies)
     organs = "abdomen: liver = one label, tumours inside it included (default); all = what the set has"
@@ -43,7 +45,7 @@ def _convert(o) -> None:
     if o.name not in CONVERTERS:
         raise KDError(f'unknown data set "{o.name}": known are {", ".join(CONVERTERS)}')
     accepted = {name: inspect.signature(converter).parameters for name, converter in CONVERTERS.items()}
-    choices = ("channels", "fov_width", "observer", "split", "corruptions", "labels", "sequence", "normalisation")
+    choices = ("channels", "fov_width", "size", "observer", "split", "corruptions", "labels", "sequence", "normalisation")
     given = {k: value for k in choices if (value := getattr(o, k)) is not None}
     for option in given:
         if option not in accepted[o.name]:
@@ -52,6 +54,8 @@ def _convert(o) -> None:
             raise KDError(f"--{option.replace('_', '-')} is for {named} only, {o.name} has none: leave it out")
     if given.get("fov_width") == 0:
         given["fov_width"] = None
+    if "size" in given:
+        given["size"] = tuple(given["size"])
     if given.get("observer", "").isdigit():
         given["observer"] = int(given["observer"])
     raw, preprocessed = nnunet_folder("nnUNet_raw"), nnunet_folder("nnUNet_preprocessed")

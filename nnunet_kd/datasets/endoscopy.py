@@ -1,5 +1,6 @@
 """Polyps in endoscopy: Kvasir-SEG (Jha et al., MMM 2020), CVC-ClinicDB (Bernal et al., CMIG 2015) and ETIS-Larib (Silva et
-al., IJCARS 2014). Colour images become RGB PNG files of their own size; masks are thresholded at 128 of 255.
+al., IJCARS 2014). Colour images become RGB PNG files of their own size, or of one given size; masks are thresholded at 128
+of 255.
 
 Published layouts: Kvasir-SEG `images/NAME.jpg`, `masks/NAME.jpg`; CVC-ClinicDB `Original/1.tif`, `Ground Truth/1.tif`, or
 PNG copies of both, with a metadata.csv; ETIS-Larib not seen by us: two folders of numbered images and masks, masks named
@@ -13,6 +14,8 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from nnunet_kd.datasets.fundus.photographs import FundusCase, read_binary, read_rgb
@@ -36,6 +39,7 @@ MASKS = r"(?:masks?|ground[ _]?truth|gt)"
 KEEP = rf"metadata\.csv|(?:{IMAGES}|{MASKS})/[^/]+\.{PICTURE}"
 PARTS = ("images", "masks", "original", "ground truth", "groundtruth", "gt", "etis-laribpolypdb")
 N_FOLDS = 5
+SIZES = (32, 4096)  # smallest and largest --size: below, nnU-Net has little to pool; above, no endoscope films
 KVASIR_SPLITS = {"all": 0, "last200": 200}
 CLINICDB_SPLITS = {"all": 0, "last6sequences": 6}
 # First frame of each of ClinicDB's 29 sequences. From a public converter of the set (dataset-ninja/cvc-612), not verified
@@ -92,11 +96,13 @@ def convert_kvasir_seg(
     preprocessed: str | Path,
     dataset_id: int,
     split: str = "all",
+    size: tuple[int, int] | None = None,
     overwrite: bool = False,
     name: str = "KvasirSEG",
 ) -> ConversionReport:
     """Write Kvasir-SEG as an nnU-Net dataset. split: "all" (all in imagesTr) or "last200" (the last 200 names, sorted, in
-    imagesTs). Raises KDError for what is wrong with the source or the target."""
+    imagesTs). size: (width, height) to resize all to, in pixels. Raises KDError for what is wrong with the source or the
+    target."""
     check_choice("split", split, KVASIR_SPLITS, of="Kvasir-SEG")
 
     def cases(root: Path) -> list[FundusCase]:
@@ -109,7 +115,7 @@ def convert_kvasir_seg(
     return _convert(
         cases,
         {"set": "kvasir_seg", "split": split},
-        (source, raw, preprocessed, dataset_id, overwrite, name),
+        (source, raw, preprocessed, dataset_id, size, overwrite, name),
         published=(1000, None),
         licence="see the site",
         reference="Jha et al., Kvasir-SEG: A Segmented Polyp Dataset, MultiMedia Modeling 2020",
@@ -122,14 +128,15 @@ def convert_cvc_clinicdb(
     preprocessed: str | Path,
     dataset_id: int,
     split: str = "all",
+    size: tuple[int, int] | None = None,
     overwrite: bool = False,
     name: str = "CVCClinicDB",
 ) -> ConversionReport:
     """Write CVC-ClinicDB as an nnU-Net dataset; frames of one video sequence are alike and never parted.
 
     split: "all" (all in imagesTr) or "last6sequences" (sequences 24 to 29, a fifth of the frames, in imagesTs).
-    `splits_final.json` has five folds by sequence. Cases are named ClinicDB_s01_001 by sequence and frame. Raises KDError
-    for what is wrong with the source or the target.
+    size: (width, height) to resize all to, in pixels. `splits_final.json` has five folds by sequence. Cases are named
+    ClinicDB_s01_001 by sequence and frame. Raises KDError for what is wrong with the source or the target.
     """
     check_choice("split", split, CLINICDB_SPLITS, of="CVC-ClinicDB")
 
@@ -149,7 +156,7 @@ def convert_cvc_clinicdb(
     return _convert(
         cases,
         {"set": "cvc_clinicdb", "split": split},
-        (source, raw, preprocessed, dataset_id, overwrite, name),
+        (source, raw, preprocessed, dataset_id, size, overwrite, name),
         published=(612, (288, 384)),
         licence="see the site",
         reference="Bernal et al., WM-DOVA maps for accurate polyp highlighting in colonoscopy, Computerized Medical Imaging "
@@ -163,15 +170,16 @@ def convert_etis(
     raw: str | Path,
     preprocessed: str | Path,
     dataset_id: int,
+    size: tuple[int, int] | None = None,
     overwrite: bool = False,
     name: str = "ETIS",
 ) -> ConversionReport:
-    """Write ETIS-Larib as an nnU-Net dataset, all in imagesTr. Raises KDError for what is wrong with the source or the
-    target."""
+    """Write ETIS-Larib as an nnU-Net dataset, all in imagesTr. size: (width, height) to resize all to, in pixels. Raises
+    KDError for what is wrong with the source or the target."""
     return _convert(
         lambda root: [FundusCase(f"ETIS_{int(n):03d}", i, m) for n, i, m in find_pairs(root, "ETIS-Larib", r"(\d+)")],
         {"set": "etis"},
-        (source, raw, preprocessed, dataset_id, overwrite, name),
+        (source, raw, preprocessed, dataset_id, size, overwrite, name),
         published=(196, (966, 1225)),
         licence="see the site",
         reference="Silva et al., Toward embedded detection of polyps in WCE images for early diagnosis of colorectal cancer, "
@@ -195,6 +203,27 @@ def sequences(root: Path) -> dict[int, int]:
         raise KDError(f"{tables[0]} lacks numbers in frame_id or sequence_id ({e}): mend it or move it away") from e
 
 
+def resize(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Image, uint8 (H, W, 3), and label, bool (H, W), at `size` (width, height); the aspect ratio is the given one.
+
+    The image is antialiased. The label is 1 where it covers at least half of a new pixel's area: unlike nearest
+    neighbour that keeps areas and smooth outlines (see `fundus.prepare_label`, and docs/datasets.md for figures).
+    """
+    shrinks = size[0] <= image.shape[1] and size[1] <= image.shape[0]
+    # HAMMING is the sharpest of Pillow's filters without negative lobes, but made for shrinking only.
+    smooth = Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR
+    covered = Image.fromarray(label.astype(np.float32)).resize(size, Image.Resampling.BOX)
+    return np.asarray(Image.fromarray(image).resize(size, smooth)), np.asarray(covered) >= 0.5
+
+
+def _check_size(size: tuple[int, int] | None) -> None:
+    if size is not None and not all(SIZES[0] <= side <= SIZES[1] for side in size):
+        raise KDError(
+            f"--size {size[0]} {size[1]} (width, height) is not between {SIZES[0]} and {SIZES[1]} pixels: 256 256 is usual, "
+            "384 288 is CVC-ClinicDB's own"
+        )
+
+
 def _convert(
     find: Callable[[Path], Sequence[FundusCase]],
     settings: dict,
@@ -205,12 +234,13 @@ def _convert(
     group: Callable[[str], str] | None = None,
 ) -> ConversionReport:
     """published: number of cases, and (height, width) where all have one. group: what folds must not part, by case name."""
-    source, raw, preprocessed, dataset_id, overwrite, name = arguments
+    source, raw, preprocessed, dataset_id, size, overwrite, name = arguments
+    _check_size(size)
     with opened(source, raw, KEEP, PARTS) as root:
         cases = find(root)
         report = new_report(raw, preprocessed, dataset_id, name, overwrite, label_ground="image")
         with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
-            log, marked, pixels = {}, 0, 0
+            log, marked, pixels, lost = {}, 0, 0, []
             for case in tqdm(cases, desc=report.dataset, unit="case", disable=None):
                 image, label = read_rgb(case.image), read_binary(case.label)
                 if label.shape != image.shape[:2]:
@@ -220,19 +250,26 @@ def _convert(
                     )
                 if not label.any():
                     raise KDError(f"{case.label} is empty (no pixel >= 128): the file is damaged, download it again")
+                native = label.shape
+                report.native_sizes[native[::-1]] = report.native_sizes.get(native[::-1], 0) + 1
+                if size:
+                    image, label = resize(image, label, size)
+                    lost += [] if label.any() else [case.name]
                 write_case(folder, case.name, image, label, tag=case.tag)
-                size = label.shape[::-1]
-                report.native_sizes[size] = report.native_sizes.get(size, 0) + 1
+                report.canvas_sizes[label.shape[::-1]] = report.canvas_sizes.get(label.shape[::-1], 0) + 1
                 marked, pixels = marked + int(label.sum()), pixels + label.size
                 log[case.name] = {
                     "part": f"images{case.tag}",
                     "source": {"image": os.path.relpath(case.image, root), "label": os.path.relpath(case.label, root)},
-                    "native_size": label.shape,
+                    "native_size": native,
+                    **({"written_size": label.shape} if size else {}),
                 }
             report.train_cases = [c.name for c in cases if c.tag == "Tr"]
             report.test_cases = [c.name for c in cases if c.tag == "Ts"]
-            report.canvas_sizes, report.label_values, report.label_fraction = report.native_sizes, [0, 1], marked / pixels
+            report.label_values, report.label_fraction = [0, 1], marked / pixels
             _warn(report, len(cases), *published)
+            if lost:
+                report.warnings.append(f"{len(lost)} polyps are too small to be seen at this --size, the first {lost[0]}")
             write_dataset_json(
                 folder,
                 ["red", "green", "blue"],
@@ -246,7 +283,7 @@ def _convert(
             known = {"cases": published[0], **({"native_size": published[1]} if published[1] else {})}
             content = {
                 "dataset": report.dataset,
-                "settings": {**settings, "source": str(source)},
+                "settings": {**settings, **({"size": size} if size else {}), "source": str(source)},
                 "published": known,
                 "cases": log,
             }
