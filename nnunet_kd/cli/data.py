@@ -10,8 +10,8 @@ from nnunet_kd.utils.errors import KDError
 
 def add_convert(commands) -> None:
     p = commands.add_parser("convert", help="a public data set as an nnU-Net raw dataset")
-    sets = "chase_db1, drive, stare, hrf, lits17, msd_liver, chaos_ct, chaos_mr, kvasir_seg, cvc_clinicdb, etis or hippocampus"
-    p.add_argument("name", help=f"{sets} (docs/datasets.md)")
+    sets = "chase_db1, drive, stare, hrf, lits17, msd_liver, chaos_ct, chaos_mr, kvasir_seg, cvc_clinicdb, etis, polypgen"
+    p.add_argument("name", help=f"{sets} or hippocampus (docs/datasets.md)")
     p.add_argument("source", type=Path, help="the published archive, or the folder it was unpacked to")
     p.add_argument("--dataset-id", type=int, required=True, help="nnU-Net dataset id, 1 to 999")
     splits = (

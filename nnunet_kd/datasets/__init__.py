@@ -6,14 +6,15 @@ from nnunet_kd.datasets.fundus.drive import convert as convert_drive
 from nnunet_kd.datasets.fundus.hrf import convert as convert_hrf
 from nnunet_kd.datasets.fundus.stare import convert as convert_stare
 from nnunet_kd.datasets.nnunet_format import ConversionReport
+from nnunet_kd.datasets.polypgen import convert_polypgen
 from nnunet_kd.datasets.volumetric.chaos import convert_ct as convert_chaos_ct
 from nnunet_kd.datasets.volumetric.chaos import convert_mr as convert_chaos_mr
 from nnunet_kd.datasets.volumetric.hippocampus import convert as convert_hippocampus
 from nnunet_kd.datasets.volumetric.liver_ct import convert_lits17, convert_msd_liver
 
 # What `nnunet-kd convert NAME` offers. Common arguments: source, raw, preprocessed, dataset_id, overwrite, name. What a set
-# takes beside them (channels, fov_width, observer, split, corruptions, labels, sequence, normalisation) the command reads
-# from the signatures.
+# takes beside them (channels, fov_width, size, observer, split, corruptions, labels, sequence, normalisation) the command
+# reads from the signatures.
 CONVERTERS = {
     "chase_db1": convert_chase_db1,
     "drive": convert_drive,
@@ -26,6 +27,7 @@ CONVERTERS = {
     "kvasir_seg": convert_kvasir_seg,
     "cvc_clinicdb": convert_cvc_clinicdb,
     "etis": convert_etis,
+    "polypgen": convert_polypgen,
     "hippocampus": convert_hippocampus,
 }
 

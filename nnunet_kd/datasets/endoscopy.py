@@ -112,7 +112,7 @@ def convert_kvasir_seg(
             raise KDError(f"{source} holds {len(found)} images, of which the last 200 are for testing: use --split all")
         return [FundusCase(f"Kvasir_{n}", i, m, tag="Tr" if k < first_test else "Ts") for k, (n, i, m) in enumerate(found)]
 
-    return _convert(
+    return write_polyps(
         cases,
         {"set": "kvasir_seg", "split": split},
         (source, raw, preprocessed, dataset_id, size, overwrite, name),
@@ -153,7 +153,7 @@ def convert_cvc_clinicdb(
             for n, i, m in found
         ]
 
-    return _convert(
+    return write_polyps(
         cases,
         {"set": "cvc_clinicdb", "split": split},
         (source, raw, preprocessed, dataset_id, size, overwrite, name),
@@ -176,7 +176,7 @@ def convert_etis(
 ) -> ConversionReport:
     """Write ETIS-Larib as an nnU-Net dataset, all in imagesTr. size: (width, height) to resize all to, in pixels. Raises
     KDError for what is wrong with the source or the target."""
-    return _convert(
+    return write_polyps(
         lambda root: [FundusCase(f"ETIS_{int(n):03d}", i, m) for n, i, m in find_pairs(root, "ETIS-Larib", r"(\d+)")],
         {"set": "etis"},
         (source, raw, preprocessed, dataset_id, size, overwrite, name),
@@ -224,23 +224,32 @@ def _check_size(size: tuple[int, int] | None) -> None:
         )
 
 
-def _convert(
+def write_polyps(
     find: Callable[[Path], Sequence[FundusCase]],
     settings: dict,
     arguments: tuple,
-    published: tuple[int, tuple[int, int] | None],
+    published: tuple[int | Callable[[Sequence[FundusCase]], int], tuple[int, int] | None],
     licence: str,
     reference: str,
     group: Callable[[str], str] | None = None,
+    keep: str = KEEP,
+    parts: Sequence[str] = PARTS,
+    negatives: bool = False,
 ) -> ConversionReport:
-    """published: number of cases, and (height, width) where all have one. group: what folds must not part, by case name."""
+    """Write a set of endoscopic images with one mask each; `find` names its cases, given the folder with the files.
+
+    arguments: source, raw, preprocessed, dataset_id, size, overwrite and name, as the converters take them. published:
+    number of cases (or a function of those found), and (height, width) where all have one. group: what folds must not part,
+    by case name. keep, parts: see `opened`. negatives: whether an empty mask is an image without a polyp; else it is a
+    damaged file. Raises KDError for what is wrong with the source or the target.
+    """
     source, raw, preprocessed, dataset_id, size, overwrite, name = arguments
     _check_size(size)
-    with opened(source, raw, KEEP, PARTS) as root:
+    with opened(source, raw, keep, parts) as root:
         cases = find(root)
         report = new_report(raw, preprocessed, dataset_id, name, overwrite, label_ground="image")
         with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
-            log, marked, pixels, lost = {}, 0, 0, []
+            log, marked, pixels, empty, lost = {}, 0, 0, 0, []
             for case in tqdm(cases, desc=report.dataset, unit="case", disable=None):
                 image, label = read_rgb(case.image), read_binary(case.label)
                 if label.shape != image.shape[:2]:
@@ -248,13 +257,15 @@ def _convert(
                         f"{case.label} is {label.shape[1]}x{label.shape[0]} pixels, its image {case.image.name} "
                         f"{image.shape[1]}x{image.shape[0]}: a resized copy, download the published set"
                     )
-                if not label.any():
+                without_polyp = not label.any()
+                if without_polyp and not negatives:
                     raise KDError(f"{case.label} is empty (no pixel >= 128): the file is damaged, download it again")
                 native = label.shape
                 report.native_sizes[native[::-1]] = report.native_sizes.get(native[::-1], 0) + 1
                 if size:
                     image, label = resize(image, label, size)
-                    lost += [] if label.any() else [case.name]
+                    lost += [] if without_polyp or label.any() else [case.name]
+                empty += without_polyp
                 write_case(folder, case.name, image, label, tag=case.tag)
                 report.canvas_sizes[label.shape[::-1]] = report.canvas_sizes.get(label.shape[::-1], 0) + 1
                 marked, pixels = marked + int(label.sum()), pixels + label.size
@@ -264,10 +275,15 @@ def _convert(
                     "native_size": native,
                     **({"written_size": label.shape} if size else {}),
                 }
+            if not marked:
+                raise KDError(f"no mask in {source} marks anything (no pixel >= 128): masks must be 0 and 255, not 0 and 1")
             report.train_cases = [c.name for c in cases if c.tag == "Tr"]
             report.test_cases = [c.name for c in cases if c.tag == "Ts"]
             report.label_values, report.label_fraction = [0, 1], marked / pixels
-            _warn(report, len(cases), *published)
+            n_published = published[0](cases) if callable(published[0]) else published[0]
+            _warn(report, len(cases), n_published, published[1])
+            if empty:
+                report.rows.append(("negatives", f"{empty} cases without a polyp (their mask is empty)"))
             if lost:
                 report.warnings.append(f"{len(lost)} polyps are too small to be seen at this --size, the first {lost[0]}")
             write_dataset_json(
@@ -280,7 +296,7 @@ def _convert(
                 reference=reference,
                 description="Endoscopy, polyps",
             )
-            known = {"cases": published[0], **({"native_size": published[1]} if published[1] else {})}
+            known = {"cases": n_published, **({"native_size": published[1]} if published[1] else {})}
             content = {
                 "dataset": report.dataset,
                 "settings": {**settings, **({"size": size} if size else {}), "source": str(source)},

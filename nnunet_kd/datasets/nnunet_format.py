@@ -45,6 +45,7 @@ class ConversionReport:
     label_fraction: float = 0.0
     label_ground: str = "field of view"
     folds: int = 0
+    rows: list[tuple[str, str]] = field(default_factory=list)  # further lines: name and value
     warnings: list[str] = field(default_factory=list)
 
     def text(self) -> str:
@@ -65,6 +66,7 @@ class ConversionReport:
         ]
         if self.folds:
             lines.append(f"  splits        {self.folds} folds in splits_final.json")
+        lines += [f"  {name:13} {value}" for name, value in self.rows]
         return "\n".join(lines + [f"  warning: {w}" for w in self.warnings])
 
 

@@ -48,6 +48,7 @@ class _Case:
     spacing: tuple[float, ...] | None
     digest: str
     counts: dict[int | float, int]  # label value -> voxels; empty without a label
+    channels: int  # an RGB file holds three
 
 
 def verify_dataset(folder: str | Path) -> Verification:
@@ -124,28 +125,32 @@ def _read_part(folder: Path, tag: str, ending: str, channels: int, found: Verifi
     by_case: dict[str, list[str]] = {}
     for name in set(names["images"]) - set(wrong):
         by_case.setdefault(name[:-5], []).append(name[-4:])
-    expected = [f"{k:04d}" for k in range(channels)]
-    incomplete = sorted(c for c, numbers in by_case.items() if sorted(numbers) != expected)
-    _add(found, f"images{tag}: not exactly {channels} channel(s)", incomplete)
+    gapless = {c: [f"{k:04d}" for k in range(len(numbers))] for c, numbers in by_case.items()}
+    incomplete = {c for c, numbers in by_case.items() if sorted(numbers) != gapless[c]}
+    if ending != ".png":  # how many colours a PNG file holds is seen when it is read
+        incomplete |= {c for c, numbers in by_case.items() if len(numbers) != channels}
     _add(found, f"labels{tag}: labels without an image", sorted(set(names["labels"]) - set(by_case)))
     if tag == "Tr" or names["labels"]:
         _add(found, f"images{tag}: images without a label", sorted(set(by_case) - set(names["labels"])))
     cases = []
-    for case in tqdm(sorted(set(by_case) - set(incomplete)), desc=f"verify {tag}", unit="case", disable=None):
-        images = [folder / f"images{tag}" / f"{case}_{number}{ending}" for number in expected]
+    for case in tqdm(sorted(set(by_case) - incomplete), desc=f"verify {tag}", unit="case", disable=None):
+        images = [folder / f"images{tag}" / f"{case}_{number}{ending}" for number in gapless[case]]
         label = folder / f"labels{tag}" / f"{case}{ending}" if case in names["labels"] else None
         try:
             cases.append(_read_case(case, tag, images, label, found))
         except KDError as e:
             found.problems.append(str(e))
+    others = {c.name for c in cases if c.channels != channels}
+    _add(found, f"images{tag}: not exactly {channels} channel(s)", sorted(incomplete | others))
     return cases
 
 
 def _read_case(name: str, tag: str, images: Sequence[Path], label: Path | None, found: Verification) -> _Case:
-    digest, first = hashlib.sha256(), None
+    digest, first, channels = hashlib.sha256(), None, 0
     for path in images:
         array, volume = _read(path)
         first = first or (array, volume)
+        channels += array.shape[2] if volume is None and array.ndim == 3 else 1  # as nnU-Net's reader counts
         digest.update(np.ascontiguousarray(array))
         if array.min() == array.max():
             found.problems.append(f"{path} has the value {array.min()} everywhere")
@@ -161,7 +166,8 @@ def _read_case(name: str, tag: str, images: Sequence[Path], label: Path | None, 
         elif volume is not None and (difference := elsewhere(place, volume)):
             found.problems.append(f"{label} lies elsewhere than its image ({difference})")
         counts = label_counts(marks)
-    return _Case(name, tag, tuple(size), volume.GetSpacing() if volume is not None else None, digest.hexdigest(), counts)
+    spacing = volume.GetSpacing() if volume is not None else None
+    return _Case(name, tag, tuple(size), spacing, digest.hexdigest(), counts, channels)
 
 
 def _read(path: Path) -> tuple[np.ndarray, SimpleITK.Image | None]:
