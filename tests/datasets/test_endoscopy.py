@@ -8,8 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from nnunet_kd.cli.main import main
 from nnunet_kd.datasets import CONVERTERS
-from nnunet_kd.datasets.endoscopy import SEQUENCE_STARTS, convert_cvc_clinicdb, convert_etis, convert_kvasir_seg, sequences
+from nnunet_kd.datasets.endoscopy import (
+    SEQUENCE_STARTS,
+    convert_cvc_clinicdb,
+    convert_etis,
+    convert_kvasir_seg,
+    resize,
+    sequences,
+)
 from nnunet_kd.utils.errors import KDError
 
 
@@ -184,3 +192,74 @@ def test_an_id_taken_and_unknown_splits(kvasir_tree: Path, clinic_tree: Path, tm
         run(convert_cvc_clinicdb, clinic_tree, tmp_path)
     with pytest.raises(KDError, match="add --overwrite"):
         run(convert_kvasir_seg, kvasir_tree, tmp_path)
+
+
+def test_resizing_averages_areas():
+    stripes = np.zeros((64, 96, 3), np.uint8)
+    stripes[:, ::2] = 200
+    label = np.zeros((64, 96), bool)
+    label[:32, :48] = label[32:, 10] = True
+    label[32:36, 60:63] = True  # covers 3/4 of a new pixel's width, then nothing
+    image, small = resize(stripes, label, (24, 16))
+    assert image.shape == (16, 24, 3) and image.dtype == np.uint8 and np.abs(image[:, 1:-1].astype(int) - 100).max() <= 2
+    wanted = np.zeros((16, 24), bool)
+    wanted[:8, :12] = wanted[8, 15] = True  # the line of one pixel covers a quarter: gone
+    assert np.array_equal(small, wanted)
+
+
+def test_resizing_may_enlarge_and_stretch():
+    image, label = resize(np.full((10, 12, 3), 70, np.uint8), np.eye(10, 12) > 0, (24, 40))
+    assert (
+        image.shape == (40, 24, 3) and (image == 70).all() and np.array_equal(label, np.eye(10, 12).repeat(4, 0).repeat(2, 1))
+    )
+
+
+@pytest.mark.parametrize("name", ["kvasir_seg", "cvc_clinicdb"])
+def test_one_size_for_all(kvasir_tree: Path, clinic_tree: Path, tmp_path: Path, monkeypatch, capsys, nnunet_accepts, name):
+    for part in ("raw", "pre"):
+        (tmp_path / part).mkdir()
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "pre"))
+    source = {"kvasir_seg": kvasir_tree, "cvc_clinicdb": clinic_tree}[name]
+    assert main(["convert", name, str(source), "--dataset-id", "820", "--size", "48", "32"]) == 0
+    text = capsys.readouterr().out
+    n = 6 if name == "kvasir_seg" else 58
+    assert f"native size   12x10 ({n} cases)" in text and f"written size  48x32 ({n} cases)" in text
+    (folder,) = (tmp_path / "raw").iterdir()
+    nnunet_accepts(folder)
+    for file in (*folder.glob("imagesTr/*.png"), *folder.glob("labelsTr/*.png")):
+        assert Image.open(file).size == (48, 32)
+    log = json.loads((folder / "conversion.json").read_text())
+    assert log["settings"]["size"] == [48, 32]
+    for case in log["cases"].values():
+        assert case["native_size"] == [10, 12] and case["written_size"] == [32, 48]
+
+
+def test_without_a_size_nothing_is_said_of_it(kvasir_tree: Path, tmp_path: Path):
+    report = run(convert_kvasir_seg, kvasir_tree, tmp_path)
+    log = json.loads((report.folder / "conversion.json").read_text())
+    assert "size" not in log["settings"] and not any("written_size" in case for case in log["cases"].values())
+    assert report.canvas_sizes == report.native_sizes == {(12, 10): 6}
+
+
+def test_polyps_lost_by_resizing_are_named(tmp_path: Path):
+    for k in range(2):
+        draw(tmp_path / "Kvasir-SEG", "images", "masks", f"big{k}", "png", k)
+    speck = np.zeros((640, 640), np.uint8)
+    speck[3, 3] = 255
+    Image.fromarray(np.zeros((640, 640, 3), np.uint8)).save(tmp_path / "Kvasir-SEG/images/small.png")
+    Image.fromarray(speck).save(tmp_path / "Kvasir-SEG/masks/small.png")
+    report = run(convert_kvasir_seg, tmp_path / "Kvasir-SEG", tmp_path, size=(64, 64))
+    assert "1 polyp(s) are too small to be seen at this --size, the first Kvasir_small" in report.text()
+
+
+@pytest.mark.parametrize("size", [(31, 64), (64, 4097), (0, 0)])
+def test_impossible_sizes(kvasir_tree: Path, tmp_path: Path, size):
+    with pytest.raises(KDError, match=f"--size {size[0]} {size[1]} .* is not between 32 and 4096 pixels"):
+        run(convert_kvasir_seg, kvasir_tree, tmp_path, size=size)
+    assert not list(tmp_path.glob("raw/*"))
+
+
+def test_a_size_is_for_polyps_only(tmp_path: Path, capsys):
+    assert main(["convert", "drive", str(tmp_path), "--dataset-id", "820", "--size", "64", "64"]) == 2
+    assert "--size is for kvasir_seg, cvc_clinicdb, etis and polypgen only, drive has none" in capsys.readouterr().err

@@ -181,3 +181,16 @@ def test_convert_verifies_and_finds_a_resized_copy(drive_tree: Path, tmp_path: P
     log.write_text(log.read_text().replace("584,\n      565", "58,\n      56"))
     assert main(["verify", "802"]) == 0
     assert (log.parent / "verify.png").is_file()
+
+
+def test_colours_of_a_png_file_are_channels(tmp_path: Path):
+    for k in range(3):
+        rng = np.random.default_rng(k)
+        for part, array in (("images", rng.integers(0, 255, (8, 9, 3), np.uint8)), ("labels", np.eye(8, 9, dtype=np.uint8))):
+            (tmp_path / f"{part}Tr").mkdir(exist_ok=True)
+            suffix = "_0000" if part == "images" else ""
+            Image.fromarray(array).save(tmp_path / f"{part}Tr" / f"case_{k}{suffix}.png")
+    write_json(tmp_path, channel_names={"0": "red", "1": "green", "2": "blue"}, file_ending=".png")
+    assert not verify_dataset(tmp_path).problems
+    Image.fromarray(np.eye(8, 9, dtype=np.uint8)).save(tmp_path / "imagesTr" / "case_1_0000.png")
+    assert verify_dataset(tmp_path).problems == ["imagesTr: not exactly 3 channel(s): case_1"]
