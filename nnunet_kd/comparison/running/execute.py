@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
@@ -18,19 +15,18 @@ from pathlib import Path
 from typing import TextIO
 
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_kd.comparison import git
 from nnunet_kd.comparison.analysis.costs import KEPT
+from nnunet_kd.comparison.measure import measure_run, now
 from nnunet_kd.comparison.planning import Comparison, Run, difference, same_training
 from nnunet_kd.comparison.rows import append_rows, cases_by_identity, read_rows
 from nnunet_kd.comparison.running.train import RECORD, read_record
 from nnunet_kd.comparison.sizes import FINAL
 from nnunet_kd.config.run import SECTION
 from nnunet_kd.deploy.export import export_model
-from nnunet_kd.evaluation.domains import Domain, evaluate_predictions
-from nnunet_kd.evaluation.predict import load_predictor, predict_domain
+from nnunet_kd.evaluation.domains import Domain
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError
@@ -90,7 +86,7 @@ def execute(comparison: Comparison, run: Run, lock_fd: int, say: Say, bar: bool 
         kept = _export(comparison, run, folder)
     torch.set_num_threads(comparison.settings.threads)
     for domain in missing(comparison, run):
-        _evaluate(comparison, run, domain, kept)
+        append_rows(comparison.settings.csv, measure_run(comparison, run, domain, model_folder(comparison, run), kept))
 
 
 def status(comparison: Comparison, run: Run) -> str:
@@ -246,7 +242,7 @@ def _export(comparison: Comparison, run: Run, folder: Path) -> dict:
         "seed": run.seed,
         "config_hash": run.config_hash,
         "commit": record["commit"] or git.code_version(),
-        "date": _now(),
+        "date": now(),
         "device": s.device,
         "cpu_seconds": cpu,
         "wall_seconds": wall,
@@ -273,49 +269,8 @@ def _last_epoch(run: Run, folder: Path) -> int:
     return epoch
 
 
-def _evaluate(comparison: Comparison, run: Run, domain: Domain, kept: dict) -> None:
-    s = comparison.settings
-    predictor = load_predictor(model_folder(comparison, run), (str(run.fold),), FINAL, s.device)
-    labels = PlansManager(run.plans).get_label_manager(predictor.dataset_json)
-    wanted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
-    with tempfile.TemporaryDirectory() as scratch:
-        predicted = predict_domain(predictor, domain, Path(scratch), f"{run.label} on {domain.name}")
-        found = evaluate_predictions(domain, Path(scratch), wanted, ignore_label=labels.ignore_label)
-    # the first case pays for warming up; leave it out where there are others
-    seconds = list(predicted.cpu_seconds.values())
-    kept.setdefault("cpu_seconds_per_case", {}).setdefault(domain.name, round(statistics.median(seconds[1:] or seconds), 3))
-    write_json(model_folder(comparison, run) / KEPT, kept)
-    cpu = kept["cpu_seconds"]
-    append_rows(
-        s.csv,
-        [
-            {
-                "method": run.method,
-                "seed": run.seed,
-                "dataset": domain.name,
-                "case": case,
-                "dice": f"{values['dice']:.6f}",
-                "iterations": run.iterations,
-                "device": kept["device"],
-                "commit": kept["commit"],
-                "config_hash": run.config_hash,
-                "params": run.parameters,
-                "date": _now(),
-                "cpu_seconds": "" if cpu is None else f"{cpu:.1f}",
-                "source": run.source.name,
-                "fold": run.fold if run.fold_named else "",
-            }
-            for case, values in found.items()
-        ],
-    )
-
-
 def _read_kept(folder: Path) -> dict | None:
     try:
         return json.loads((folder / KEPT).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # costs.py takes any OSError; here it would train and overwrite the model anew
         return None
-
-
-def _now() -> str:
-    return datetime.datetime.now().isoformat(timespec="seconds")

@@ -134,7 +134,9 @@ def _report(comparison: Comparison, run: Run) -> None:
     ]
     shown = []
     for domain in comparison.domains_of(run):
-        values = [float(r["dice"]) for r in rows if r["dataset"] == domain.name and r["dice"] != "nan"]
+        values = [
+            float(r["dice"]) for r in rows if r["dataset"] == domain.name and r["dice"] != "nan" and r["truth_empty"] != "1"
+        ]
         shown.append(f"{domain.name} {sum(values) / len(values):.4f}" if values else f"{domain.name} no Dice")
     cpu = (kept_model(comparison, run) or {}).get("cpu_seconds")
     time_text = "" if cpu is None else f", trained in {cpu:,.0f} CPU s"
