@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import shutil
 from dataclasses import replace
@@ -10,10 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compare_lab import lab, row
+from compare_lab import lab, row, write
 from skimage.io import imread, imsave
 
 import nnunet_kd.comparison.running.execute as execution
+from nnunet_kd.cli.main import main
 from nnunet_kd.comparison.measure import measured_cells
 from nnunet_kd.comparison.rows import COLUMNS, MEASURED, append_rows, read_rows
 from nnunet_kd.evaluation.domains import parse_domain
@@ -134,3 +137,87 @@ def test_a_file_gets_columns_with_the_first_row_that_has_them(tmp_path):
         ("d", "", "", ""),
     ]
     assert not list(tmp_path.glob(".*tmp*")) and math.isclose(float(found[1]["dice"]), 0.5)
+
+
+def measured(dice, truth_empty=0, **more) -> dict:
+    return {"dice": dice, "hd95": 4.0, "truth_empty": truth_empty, "marked": 5, "best_dice": 0.8, "best_offset": 0.5} | more
+
+
+@pytest.fixture
+def with_empty_cases(tmp_path, monkeypatch) -> Path:
+    """kd on two annotated and three empty images, of which it marks one; student's rows are from before the columns."""
+    monkeypatch.chdir(tmp_path)
+    append_rows(
+        Path("results/tiny.csv"),
+        [
+            row(case="a") | measured(0.7),
+            row(case="b") | measured(0.6, hd95=10.0, best_dice=0.6, best_offset=-1.5),
+            row(case="x") | measured(0.0, 1, hd95=68.0, best_dice="nan", best_offset="nan"),
+            row(case="y") | measured("nan", 1, hd95="nan", best_dice="nan", best_offset="nan"),
+            row(case="z") | measured("nan", 1, hd95="nan", best_dice="nan", best_offset="nan"),
+            row("student", case="a", dice=0.5),
+            row("student", case="b", dice=0.6),
+            row("student", case="x", dice=0.0),
+            row("student", case="y", dice=0.0),
+            row("student", case="z", dice="nan"),
+            row("student", case="n", dice=0.0, dataset="all"),
+        ],
+    )
+    return write(tmp_path, domains={"val": "950:Ts", "all": {"domain": "951:Ts"}})
+
+
+def lines_of(text: str) -> dict[str, list[list[str]]]:
+    found: dict[str, list[list[str]]] = {}
+    for line in text.splitlines():
+        if line.startswith("| "):
+            cells = [c.strip() for c in line.strip("|").split("|")]
+            found.setdefault(cells[0], []).append(cells)
+    return found
+
+
+def test_empty_cases_are_in_no_mean_and_have_a_rate(with_empty_cases, capsys):
+    assert main(["compare", str(with_empty_cases), "--table", "--against", "student"]) == 0
+    said = capsys.readouterr().out
+    lines = lines_of(said)
+    # Dice, failures, HD95, best Dice, marked, difference
+    assert lines["kd"][0][3:5] == ["0.6500", ""] and lines["student"][0][3:5] == ["0.5500", "0.0000"]
+    assert lines["kd"][1][3] == lines["student"][1][3] == "0.0% (0.0%)" and lines["student"][1][4] == "100.0% (100.0%)"
+    assert lines["kd"][2][3:] == ["7.00"]
+    assert lines["kd"][3][3:] == ["0.7000 (+0.0500 at -0.50)"]
+    assert lines["kd"][4][3:] == ["1 of 3 (33.3%)"] and lines["student"][2][3:] == ["2 of 3 (66.7%)"]
+    assert lines["kd"][5][3].startswith("+10.00 [")  # +20 and 0, not the five cases
+    assert lines["method"][2] == ["method", "parameters", "seeds", "val"]  # the domain without such rows has no column
+
+
+def test_empty_cases_in_csv_and_report(with_empty_cases, tmp_path, monkeypatch, capsys):
+    assert main(["compare", str(with_empty_cases), "--table", "--csv"]) == 0
+    rows = {(r["method"], r["domain"]): r for r in csv.DictReader(io.StringIO(capsys.readouterr().out))}
+    kd, student, other = rows["kd", "val"], rows["student", "val"], rows["student", "all"]
+    assert (kd["cases"], kd["dice"], kd["hd95"], kd["best_dice"], kd["best_dice_gain"]) == ("2", "0.65", "7", "0.7", "0.05")
+    assert (kd["empty"], kd["marked_although_empty"], kd["marked_share"]) == ("3", "1", "0.333333")
+    assert (student["empty"], student["marked_although_empty"], student["hd95"], other["empty"]) == ("3", "2", "", "")
+    for name in ("raw", "results"):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path))
+    assert main(["compare", str(with_empty_cases), "--report", "page.html"]) == 0
+    text = Path("page.html").read_text(encoding="utf-8")
+    assert "Distance of the surfaces" in text and "1 of 3 (33.3%)" in text and "0.7000 (+0.0500 at -0.50)" in text
+
+
+def test_a_domain_of_empty_images_only(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    rows = [row(case=c) | measured(d, 1, best_dice="nan", best_offset="nan") for c, d in (("x", 0.0), ("y", "nan"))]
+    append_rows(Path("results/tiny.csv"), [*rows, row(dataset="all", dice=0.5)])
+    for form in ([], ["--csv"], ["--latex"]):
+        assert main(["compare", str(write(tmp_path)), "--table", "--against", "kd", *form]) == 0
+        said = capsys.readouterr().out
+        assert ("1 of 2 (50.0%)" in said) or form
+    assert main(["compare", str(write(tmp_path)), "--report", "page.html"]) == 0
+    assert "1 of 2 (50.0%)" in Path("page.html").read_text(encoding="utf-8")
+
+
+def test_tables_of_old_rows_are_as_before(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    append_rows(Path("results/tiny.csv"), [row(dice=0.0), row(case="b", dice=0.8)])
+    assert main(["compare", str(write(tmp_path)), "--table"]) == 0
+    said = capsys.readouterr().out
+    assert "0.4000" in said and "HD95" not in said and "offset" not in said and "although" not in said
