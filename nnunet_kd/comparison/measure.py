@@ -8,15 +8,13 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.comparison.analysis.costs import KEPT
 from nnunet_kd.comparison.planning import Comparison, Run
 from nnunet_kd.comparison.sizes import FINAL
 from nnunet_kd.evaluation.domains import Domain, evaluate_predictions
-from nnunet_kd.evaluation.metrics.overlap import Region
-from nnunet_kd.evaluation.offsets import CaseLogits, best_offset
+from nnunet_kd.evaluation.offsets import CaseLogits, best_offset, dice_curves
 from nnunet_kd.evaluation.predict import load_predictor, predict_domain
 from nnunet_kd.utils.files import write_json
 
@@ -63,25 +61,6 @@ def measure_run(comparison: Comparison, run: Run, domain: Domain, folder: Path, 
         | measured_cells(values, curves[case])
         for case, values in found.items()
     ]
-
-
-def dice_curves(
-    predictor: nnUNetPredictor,
-    domain: Domain,
-    case: str,
-    logits: CaseLogits,
-    labels: list[Region],
-    ignore_label: int | None,
-    **options,
-) -> dict[str, np.ndarray]:
-    """Dice over offsets of one case of a domain, inside its field of view. ``options``: of `CaseLogits.dice`."""
-    read = predictor.plans_manager.image_reader_writer_class().read_seg  # the axes and orientation of the logits
-    file = f"{case}{domain.file_ending}"
-    truth = read(str(domain.labels / file))[0][0]
-    counted = None if domain.fov is None else read(str(domain.fov / file))[0][0] > 0
-    if ignore_label is not None:
-        counted = truth != ignore_label if counted is None else counted & (truth != ignore_label)
-    return logits.dice(truth, labels, counted, **options)
 
 
 def measured_cells(values: dict, curves: dict[str, np.ndarray]) -> dict[str, str | int]:

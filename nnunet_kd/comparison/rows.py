@@ -57,8 +57,8 @@ def append_rows(file: Path, rows: Sequence[dict[str, object]]) -> None:
         content = os.pread(fd, os.fstat(fd).st_size, 0)
         whole = content[: content.rfind(b"\n") + 1]
         before, columns = _parse(file, whole) if whole else ([], COLUMNS)
-        there = {(*_identity(r), r["case"]) for r in before}
-        new = [r for r in rows if (*_identity(r), r["case"]) not in there]
+        there = {(*identity(r), r["case"]) for r in before}
+        new = [r for r in rows if (*identity(r), r["case"]) not in there]
         if _columns_for(columns, new) != columns:
             _replace(file, _columns_for(columns, new), [*before, *new])
             return
@@ -69,10 +69,10 @@ def append_rows(file: Path, rows: Sequence[dict[str, object]]) -> None:
 
 def replace_rows(file: Path, rows: Sequence[dict[str, object]]) -> None:
     """Put rows in the place of those of the same run and case, all at once. Others are left out: nothing is added."""
-    new = {(*_identity(r), r["case"]): r for r in rows}
+    new = {(*identity(r), r["case"]): r for r in rows}
     with _locked_still(file) as fd:
         before, columns = _parse(file, os.pread(fd, os.fstat(fd).st_size, 0))
-        _replace(file, _columns_for(columns, rows), [new.get((*_identity(r), r["case"]), r) for r in before])
+        _replace(file, _columns_for(columns, rows), [new.get((*identity(r), r["case"]), r) for r in before])
 
 
 def part_of(file: Path, name: str) -> Path:
@@ -94,7 +94,7 @@ def cases_by_identity(rows: Iterable[dict[str, str]]) -> dict[tuple[str, ...], s
     """``{(method, seed, dataset, params, config_hash): cases}``."""
     found: dict[tuple[str, ...], set[str]] = {}
     for row in rows:
-        found.setdefault(_identity(row), set()).add(row["case"])
+        found.setdefault(identity(row), set()).add(row["case"])
     return found
 
 
@@ -132,7 +132,8 @@ def _text(columns: Sequence[str], rows: Iterable[dict], header: bool) -> bytes:
     return text.getvalue().encode()
 
 
-def _identity(row: dict) -> tuple[str, ...]:
+def identity(row: dict) -> tuple[str, ...]:
+    """Which run on which dataset a row is of."""
     return tuple(str(row[c]) for c in IDENTITY)
 
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+from nnunet_kd.evaluation.domains import Domain
 from nnunet_kd.evaluation.metrics.overlap import Region, name_of
 
 OFFSETS = np.arange(-40, 41) / 10  # 0 is among them
@@ -99,6 +101,25 @@ class CaseLogits:
             if covered is not None:
                 yield self.class_order[i], -1, *layer(covered, (covered > lowest) & allowed)
             covered = reached
+
+
+def dice_curves(
+    predictor: nnUNetPredictor,
+    domain: Domain,
+    case: str,
+    logits: CaseLogits,
+    labels: list[Region],
+    ignore_label: int | None,
+    **options: Sequence[float],
+) -> dict[str, np.ndarray]:
+    """Dice over offsets of one case of a domain, inside its field of view. ``options``: of `CaseLogits.dice`."""
+    read = predictor.plans_manager.image_reader_writer_class().read_seg  # the axes and orientation of the logits
+    file = f"{case}{domain.file_ending}"
+    truth = read(str(domain.labels / file))[0][0]
+    counted = None if domain.fov is None else read(str(domain.fov / file))[0][0] > 0
+    if ignore_label is not None:
+        counted = truth != ignore_label if counted is None else counted & (truth != ignore_label)
+    return logits.dice(truth, labels, counted, **options)
 
 
 def best_offset(curves: dict[str, np.ndarray], dice: float, offsets: Sequence[float] = OFFSETS) -> tuple[float, float]:

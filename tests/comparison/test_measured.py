@@ -221,3 +221,33 @@ def test_tables_of_old_rows_are_as_before(tmp_path, monkeypatch, capsys):
     assert main(["compare", str(write(tmp_path)), "--table"]) == 0
     said = capsys.readouterr().out
     assert "0.4000" in said and "HD95" not in said and "offset" not in said and "although" not in said
+
+
+def test_old_rows_are_measured_again_from_the_kept_model_in_their_place(lab, capsys):
+    rows = lab.compare(**TEACHER)
+    file, old_columns = Path("results/tiny.csv"), dict.fromkeys(MEASURED, "")
+    file.unlink()
+    append_rows(file, [r | old_columns for r in rows[:2]])
+    append_rows(file, rows[2:3])
+    append_rows(file, [r | old_columns for r in rows[3:]])
+    append_rows(file, [row(case="elsewhere")])
+    yaml, trained = write(lab.folder, **TEACHER), list(lab.trained)
+    assert lab.compare(**TEACHER)[3]["hd95"] == ""  # counts as done
+    capsys.readouterr()
+    assert main(["compare", str(yaml), "--remeasure", "--dry-run"]) == 0
+    assert "teacher seed 0: to measure again: val (2), all (2)" in capsys.readouterr().out
+    assert main(["compare", str(yaml), "--remeasure"]) == 0
+    assert "4 rows measured again: val (2), all (2); Dice differs by at most 0.000000" in capsys.readouterr().out
+    found = read_rows(file)
+    dated = [{k: v for k, v in r.items() if k != "date"} for r in found]
+    assert dated[:-1] == [{k: v for k, v in r.items() if k != "date"} for r in rows] and found[2] == rows[2]
+    assert found[-1]["case"] == "elsewhere" and found[-1]["hd95"] == "" and lab.trained == trained
+    assert main(["compare", str(yaml), "--remeasure"]) == 0
+    assert "has all columns" in capsys.readouterr().out
+    shutil.rmtree("results/models")
+    file.unlink()
+    append_rows(file, [r | old_columns for r in rows])
+    before = file.read_bytes()
+    assert main(["compare", str(yaml), "--remeasure"]) == 0
+    assert "no kept model in results/models/teacher_8-16-32_seed0, its rows stay" in capsys.readouterr().out
+    assert file.read_bytes() == before and lab.trained == trained

@@ -14,6 +14,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -21,7 +22,7 @@ from nnunet_kd.comparison import git
 from nnunet_kd.comparison.analysis.costs import KEPT
 from nnunet_kd.comparison.measure import measure_run, now
 from nnunet_kd.comparison.planning import Comparison, Run, difference, same_training
-from nnunet_kd.comparison.rows import append_rows, cases_by_identity, read_rows
+from nnunet_kd.comparison.rows import append_rows, cases_by_identity, identity, read_rows, replace_rows
 from nnunet_kd.comparison.running.train import RECORD, read_record
 from nnunet_kd.comparison.sizes import FINAL
 from nnunet_kd.config.run import SECTION
@@ -58,9 +59,21 @@ def missing(comparison: Comparison, run: Run, rows: list[dict[str, str]] | None 
     there = cases_by_identity(read_rows(comparison.settings.csv) if rows is None else rows)
     found = []
     for domain in comparison.domains_of(run):
-        done = there.get((run.method, str(run.seed), domain.name, str(run.parameters), run.config_hash), set())
+        done = there.get(_identity_of(run, domain), set())
         left = [c for c in domain.cases if c not in done]
         if left:
+            found.append(dataclasses.replace(domain, cases=left))
+    return found
+
+
+def unmeasured(comparison: Comparison, run: Run, rows: list[dict[str, str]] | None = None) -> list[Domain]:
+    """The run's domains with only those cases whose row is from before there were the columns `rows.MEASURED`."""
+    rows = read_rows(comparison.settings.csv) if rows is None else rows
+    old = cases_by_identity(r for r in rows if r["hd95"] == "")
+    found = []
+    for domain in comparison.domains_of(run):
+        without = old.get(_identity_of(run, domain), set())
+        if left := [c for c in domain.cases if c in without]:
             found.append(dataclasses.replace(domain, cases=left))
     return found
 
@@ -87,6 +100,26 @@ def execute(comparison: Comparison, run: Run, lock_fd: int, say: Say, bar: bool 
     torch.set_num_threads(comparison.settings.threads)
     for domain in missing(comparison, run):
         append_rows(comparison.settings.csv, measure_run(comparison, run, domain, model_folder(comparison, run), kept))
+
+
+def remeasure_run(comparison: Comparison, run: Run) -> tuple[int, float]:
+    """Predict the cases of `unmeasured` again with the kept model and put the new rows in the old ones' place.
+
+    Returns:
+        Rows replaced, and by how much their Dice differs at most (NaN and a number: by that number).
+    """
+    kept = kept_model(comparison, run)
+    torch.set_num_threads(comparison.settings.threads)
+    count, most = 0, 0.0
+    before = {(*identity(r), r["case"]): float(r["dice"]) for r in read_rows(comparison.settings.csv)}
+    for domain in unmeasured(comparison, run):
+        rows = measure_run(comparison, run, domain, model_folder(comparison, run), kept)
+        replace_rows(comparison.settings.csv, rows)
+        count += len(rows)
+        for r in rows:
+            pair = before[(*_identity_of(run, domain), r["case"])], float(r["dice"])
+            most = max(most, abs(np.subtract(*np.nan_to_num(pair))))
+    return count, most
 
 
 def status(comparison: Comparison, run: Run) -> str:
@@ -167,6 +200,10 @@ def start_training(
         process.terminate()
         process.wait()
         raise
+
+
+def _identity_of(run: Run, domain: Domain) -> tuple[str, ...]:
+    return run.method, str(run.seed), domain.name, str(run.parameters), run.config_hash
 
 
 def _training_folder(comparison: Comparison, run: Run) -> Path:
