@@ -17,15 +17,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from_dataset_json
 from tqdm import tqdm
 
-from nnunet_kd.evaluation.domains import Domain, parse_domain, read_label, read_map
-from nnunet_kd.evaluation.predict import check_images, image_files, load_predictor
+from nnunet_kd.evaluation.domains import Domain, parse_domain, read_label
+from nnunet_kd.evaluation.offsets import CaseLogits, dice_curves
+from nnunet_kd.evaluation.predict import load_predictor, predict_domain
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, read_model_folder
 from nnunet_kd.utils.environment import nnunet_folder
 from nnunet_kd.utils.errors import KDError
@@ -64,24 +65,23 @@ def main() -> None:
 
 
 def curves(folder: Path, domain: Domain, folds: Sequence[str] | None = None) -> Curves:
-    """Dice of a model on every case of a domain at all offsets.
+    """Dice of a model at all offsets on every case of a domain that has an annotated pixel.
 
     Raises KDError if the model has other labels than one foreground label, or cannot be read.
     """
     model = read_binary_model(folder)
-    check_images(domain, model.dataset_json)
     predictor = load_predictor(folder, tuple(folds or model.trained_folds(CHECKPOINT)), CHECKPOINT)
-    reader = determine_reader_writer_from_dataset_json(model.dataset_json, verbose=False)()
     found = {}
-    for case in domain.cases:
-        image, properties = reader.read_images([str(p) for p in image_files(domain, case)])
-        _, probabilities = predictor.predict_single_npy_array(image, properties, None, None, True)
-        truth = read_label(domain, case) == 1
-        inside = np.ones_like(truth)
-        if domain.fov is not None:
-            inside = read_map(domain.fov / f"{case}{domain.file_ending}")[0] > 0
-        found[case] = dice_at(probabilities[1].reshape(truth.shape)[inside], truth[inside])
-    return found
+
+    def see(case: str, logits: CaseLogits) -> None:
+        found[case] = dice_curves(predictor, domain, case, logits, [1], None, offsets=OFFSETS)["1"].tolist()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        predict_domain(predictor, domain, Path(scratch), f"{folder.name} on {domain.name}", see=see)
+    with_truth = {c: v for c, v in found.items() if read_label(domain, c).any()}
+    if not with_truth:
+        raise KDError(f"domain {domain.name}: no case has an annotated pixel, so there is no Dice")
+    return with_truth
 
 
 def read_binary_model(folder: Path) -> ModelFolder:
@@ -91,13 +91,6 @@ def read_binary_model(folder: Path) -> ModelFolder:
     if list(labels.values()) != [1]:
         raise KDError(f"{folder}: an offset has a meaning for one foreground label only, the model has {labels}")
     return model
-
-
-def dice_at(foreground: np.ndarray, truth: np.ndarray, offsets: Sequence[float] = OFFSETS) -> list[float]:
-    """Dice of the pixels whose logit exceeds minus the offset. Probabilities and truth `(n,)`."""
-    limits = 1 / (1 + np.exp(np.asarray(offsets, float)))
-    marked = [foreground > limit for limit in limits]
-    return [float(2 * (m & truth).sum() / max(1, m.sum() + truth.sum())) for m in marked]
 
 
 def table(models: Mapping[str, Mapping[str, Curves]], source: str, domains: Sequence[str]) -> str:

@@ -14,6 +14,8 @@ def add_compare(commands) -> None:
     p.add_argument("--jobs", type=int, metavar="N", help="workers that share the runs (default: 1)")
     p.add_argument("--dry-run", action="store_true", help="list what is done and what is missing; with --slurm the jobs")
     p.add_argument("--slurm", action="store_true", help="a job per missing run on a Slurm cluster (the file's section slurm)")
+    again = "predict again, with the kept models, the cases whose rows are from before the CSV's newer columns; trains nothing"
+    p.add_argument("--remeasure", action="store_true", help=again)
     p.add_argument("--table", action="store_true", help="print the CSV as Markdown tables")
     p.add_argument("--latex", action="store_true", help="with --table: LaTeX (booktabs)")
     p.add_argument("--csv", action="store_true", help="with --table: one CSV row per method and domain, with every number")
@@ -46,9 +48,16 @@ def _compare(o) -> None:
             raise KDError(f"--{option} is for --{wanted}: add it, or leave --{option} out")
     if o.jobs is not None and o.jobs < 1:
         raise KDError(f"--jobs {o.jobs} must be at least 1")
-    kinds = {"--jobs": o.jobs is not None, "--dry-run": o.dry_run, "--slurm": o.slurm, "--table": o.table, "--report": o.report}
+    kinds = {
+        "--jobs": o.jobs is not None,
+        "--dry-run": o.dry_run,
+        "--slurm": o.slurm,
+        "--remeasure": o.remeasure,
+        "--table": o.table,
+        "--report": o.report,
+    }
     given = [k for k, v in kinds.items() if v]
-    if len(given) > 1 and given != ["--dry-run", "--slurm"]:
+    if len(given) > 1 and given not in (["--dry-run", "--slurm"], ["--dry-run", "--remeasure"]):
         raise KDError(f"{' and '.join(given)} exclude each other: keep one")
     if o.latex and o.csv:
         raise KDError("--latex and --csv exclude each other: keep one")
@@ -66,6 +75,10 @@ def _compare(o) -> None:
         from nnunet_kd.comparison.running.slurm import submit
 
         submit(settings, o.dry_run)
+    elif o.remeasure:
+        from nnunet_kd.comparison.running.loop import remeasure
+
+        remeasure(settings, o.dry_run)
     else:
         from nnunet_kd.comparison.running.loop import compare
 

@@ -7,14 +7,20 @@ import io
 import itertools
 import os
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from tqdm import tqdm
 
 from nnunet_kd.evaluation.domains import Domain, read_map
+from nnunet_kd.evaluation.offsets import CaseLogits
 from nnunet_kd.nnunet_io.cascade import first_stage_of
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, read_model_folder
@@ -138,7 +144,12 @@ def _channels(file: Path) -> int:
 
 
 def predict_domain(
-    predictor: nnUNetPredictor, domain: Domain, out: Path, label: str, probabilities: bool = False
+    predictor: nnUNetPredictor,
+    domain: Domain,
+    out: Path,
+    label: str,
+    probabilities: bool = False,
+    see: Callable[[str, CaseLogits], None] | None = None,
 ) -> Prediction:
     """Predict every case of a domain into ``out`` (nnU-Net's own preprocessing, sliding window, mirroring and export).
 
@@ -147,6 +158,7 @@ def predict_domain(
     Args:
         label: text of the progress bar.
         probabilities: also write nnU-Net's CASE.npz.
+        see: gets every case's name and logits; its time does not count.
     """
     check_images(domain, predictor.dataset_json)
     out.mkdir(parents=True, exist_ok=True)
@@ -154,15 +166,66 @@ def predict_domain(
     for case in tqdm(domain.cases, desc=label, unit="case", leave=False, disable=None):
         files = [str(f) for f in image_files(domain, case)]
         start = time.process_time()
-        previous = None
+        previous, logits = None, None
         with contextlib.redirect_stdout(io.StringIO()):
             if predictor.first_stage is not None:
                 previous = out / "previous_stage"
                 previous.mkdir(exist_ok=True)
                 predictor.first_stage.predict_from_files_sequential([files], [str(previous / case)])
-                previous = str(previous)
-            predictor.predict_from_files_sequential(
-                [files], [str(out / case)], save_probabilities=probabilities, folder_with_segs_from_prev_stage=previous
-            )
+            if see is not None:
+                first = previous and previous / f"{case}{domain.file_ending}"
+                logits = _predict_seen(predictor, files, out / case, first, probabilities)
+            else:
+                predictor.predict_from_files_sequential(
+                    [files],
+                    [str(out / case)],
+                    save_probabilities=probabilities,
+                    folder_with_segs_from_prev_stage=previous and str(previous),
+                )
         seconds[case] = time.process_time() - start
+        if see is not None:
+            see(case, logits)
     return Prediction(out, seconds)
+
+
+def _predict_seen(
+    predictor: nnUNetPredictor, files: list[str], out: Path, previous: Path | None, probabilities: bool
+) -> CaseLogits:
+    """One case as ``predict_from_files_sequential`` does it, by the same functions, and the logits that it decides on."""
+    plans, labels = predictor.plans_manager, predictor.label_manager
+    configuration = _Keeping(predictor.configuration_manager.configuration)
+    data, first, properties = configuration.preprocessor_class(verbose=False).run_case(
+        files, previous and str(previous), plans, configuration, predictor.dataset_json
+    )
+    if previous is not None:
+        data = np.vstack([data, convert_labelmap_to_one_hot(first[0], labels.foreground_labels, data.dtype)])
+    prediction = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(data)).cpu()
+    export_prediction_from_logits(
+        prediction, properties, configuration, plans, predictor.dataset_json, str(out), save_probabilities=probabilities
+    )
+    return CaseLogits(
+        torch.as_tensor(configuration.take()),
+        tuple(slice(*b) for b in properties["bbox_used_for_cropping"]),
+        tuple(plans.transpose_forward),
+        tuple(labels.regions_class_order) if labels.has_regions else None,
+    )
+
+
+class _Keeping(ConfigurationManager):
+    """nnU-Net's configuration; keeps the logits that its export resamples, which else would have to be resampled twice."""
+
+    _kept = None
+
+    @property
+    def resampling_fn_probabilities(self) -> Callable:
+        resample = super().resampling_fn_probabilities
+
+        def keep(*arguments) -> torch.Tensor | np.ndarray:
+            self._kept = resample(*arguments)
+            return self._kept
+
+        return keep
+
+    def take(self) -> torch.Tensor | np.ndarray:
+        kept, self._kept = self._kept, None  # nnU-Net caches configurations
+        return kept

@@ -25,7 +25,7 @@ from nnunet_kd.comparison.analysis.statistics import paired_difference, smallest
 from nnunet_kd.comparison.locks import RunLock
 from nnunet_kd.comparison.planning import plan_comparison
 from nnunet_kd.comparison.report.tables import table
-from nnunet_kd.comparison.rows import COLUMNS, append_rows, read_rows
+from nnunet_kd.comparison.rows import COLUMNS, MEASURED, append_rows, read_rows
 from nnunet_kd.comparison.running.train import train
 from nnunet_kd.comparison.settings import cluster_of, read_settings
 from nnunet_kd.config.run import read_config
@@ -552,7 +552,7 @@ def test_two_workers_share_and_a_killed_one_is_taken_over(lab):
     assert sorted((r["method"], r["seed"]) for r in rows) == sorted((m, str(s)) for m in methods for s in (0, 1))
     assert all(float(r["cpu_seconds"]) > 0 for r in rows)
     with Path("results/tiny.csv").open() as table_file:
-        assert next(csv.reader(table_file)) == list(COLUMNS)
+        assert next(csv.reader(table_file)) == [*COLUMNS, *MEASURED]
     assert len(list(lab.results.glob("*/fold_0/training_log_*"))) == len(rows)  # every training was begun once
 
 

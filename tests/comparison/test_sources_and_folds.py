@@ -11,7 +11,7 @@ from compare_lab import CONTENT, lab, row, write
 
 from nnunet_kd.cli.main import main
 from nnunet_kd.comparison.analysis.groups import collect
-from nnunet_kd.comparison.rows import ADDED, COLUMNS, append_rows, read_rows
+from nnunet_kd.comparison.rows import ADDED, COLUMNS, MEASURED, append_rows, read_rows
 from nnunet_kd.comparison.settings import read_settings
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint, save_atomically
 from nnunet_kd.utils.errors import KDError
@@ -77,10 +77,10 @@ def test_folds_are_trainings_of_one_group(tmp_path, monkeypatch):
 def test_a_file_that_gets_folds_keeps_its_rows_and_models(lab):
     plain = TEACHER | {"domains": {"v": "950:Tr:case_00"}}
     before = lab.compare(**plain)
-    assert tuple(Path("results/tiny.csv").read_text().splitlines()[0].split(",")) == COLUMNS
+    assert tuple(Path("results/tiny.csv").read_text().splitlines()[0].split(",")) == (*COLUMNS, *MEASURED)
     after = lab.compare(**plain, folds=[0, 1])
     assert after[0] == before[0] and [r["fold"] for r in after] == ["", "1"] and len(lab.trained) == 2
-    assert tuple(Path("results/tiny.csv").read_text().splitlines()[0].split(",")) == (*COLUMNS, *ADDED)
+    assert tuple(Path("results/tiny.csv").read_text().splitlines()[0].split(",")) == (*COLUMNS, *ADDED, *MEASURED)
     (group,) = collect(read_settings(write(lab.folder, **plain, folds=[0, 1])))
     assert group.trainings == [(0, 0), (0, 1)]
     kept = json.loads(Path("results/models/teacher_8-16-32_seed0_fold1/compare.json").read_text())

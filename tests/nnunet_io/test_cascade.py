@@ -199,6 +199,9 @@ def test_a_second_stage_trains_validates_predicts_and_is_exported(world, tmp_pat
     domain = replace(parse_domain(f"d={ID}:Tr", world.dataset.raw.parent), cases=list(world.dataset.cases[:2]))
     out = predict_domain(load_predictor(folder, ("0",), "checkpoint_final.pth"), domain, tmp_path / "evaluated", "x").folder
     assert (out / f"{case}.nii.gz").read_bytes() == files[0]
+    one, seen = replace(domain, cases=[case]), {}
+    predict_domain(load_predictor(folder, ("0",), "checkpoint_final.pth"), one, tmp_path / "seen", "x", see=seen.__setitem__)
+    assert (tmp_path / "seen" / f"{case}.nii.gz").read_bytes() == files[0] and list(seen) == [case]
     assert (out / "previous_stage" / f"{case}.nii.gz").read_bytes() == (tmp_path / "low" / f"{case}.nii.gz").read_bytes()
     run = load_aligned_run(folder)
     seen = []

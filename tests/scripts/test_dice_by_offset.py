@@ -4,7 +4,6 @@ import json
 import sys
 from functools import partial
 
-import numpy as np
 import pytest
 from helpers import load_script
 
@@ -17,13 +16,6 @@ def script():
 def peak(count: int, best: int, height: float) -> list[float]:
     """A curve over ``count`` offsets that falls by a hundredth per offset on both sides of its best."""
     return [height - 0.01 * abs(i - best) for i in range(count)]
-
-
-def test_dice_by_hand(script):
-    probabilities, truth = np.array([0.9, 0.6, 0.45, 0.1]), np.array([True, True, True, False])
-    # 0: marks two of three; +1 (above 0.269): all three; -1 (above 0.731): one; +4 (above 0.018): the false one too
-    assert script.dice_at(probabilities, truth, [0, 1, -1, 4]) == pytest.approx([4 / 5, 1, 2 / 4, 6 / 7])
-    assert script.dice_at(probabilities, ~truth & False, [0])[0] == 0
 
 
 def test_the_source_chooses_for_every_seed(script):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from nnunet_kd.comparison.analysis.statistics import Difference, Scores, Training, paired_difference
 from nnunet_kd.comparison.rows import read_rows, take_over_parts
@@ -17,8 +17,10 @@ from nnunet_kd.utils.errors import KDError
 class Group:
     """The rows of one method at one size, length and source with its latest settings.
 
-    ``scores[dataset][training, case]`` is a Dice, a training is (seed, fold). ``hashes``: of its settings, one
-    per fold; ``older``: of other settings, left out.
+    ``scores[dataset][training, case]`` is a Dice, a training is (seed, fold); NaN where the annotation is empty. ``hashes``: of
+    its settings, one per fold; ``older``: of other settings, left out. ``marked[dataset]`` says of the cases with an empty
+    annotation whether anything was predicted. ``measured[column][dataset]``: further numbers of the cases with a Dice, where
+    the rows have them.
     """
 
     method: str
@@ -30,13 +32,15 @@ class Group:
     cpu_seconds: float | None
     hashes: set[str]
     older: list[str]
+    marked: dict[str, dict[tuple[Training, str], bool]] = field(default_factory=dict)
+    measured: dict[str, dict[str, Scores]] = field(default_factory=dict)
 
     @property
     def seeds(self) -> list[int]:
         return sorted({seed for seed, _ in self.trainings})
 
     def valid(self, dataset: str) -> Scores:
-        """The dataset's scores without those of empty annotations that were predicted empty (NaN)."""
+        """The dataset's scores without those of empty annotations (NaN)."""
         return {k: v for k, v in self.scores.get(dataset, {}).items() if not math.isnan(v)}
 
     def means(self, dataset: str) -> dict[Training, float]:
@@ -50,6 +54,10 @@ class Group:
         """Mean over all trainings and cases; NaN without any."""
         values = list(self.valid(dataset).values())
         return sum(values) / len(values) if values else math.nan
+
+    def only_empty(self, dataset: str) -> bool:
+        """Whether the dataset has rows, but no case with an annotation."""
+        return bool(self.marked.get(dataset)) and not self.valid(dataset)
 
 
 def collect(settings: CompareSettings, methods: Sequence[str] | None = None) -> list[Group]:
@@ -69,6 +77,8 @@ def collect(settings: CompareSettings, methods: Sequence[str] | None = None) -> 
     for name in methods or []:
         if name not in known:
             raise KDError(f"--methods {name}: {settings.csv} has rows of {', '.join(known)} only")
+    # an empty annotation is empty for every method: rows from before the column need not say so
+    empty = {(r["dataset"], r["case"]) for r in rows if r["truth_empty"] == "1"}
     by_group: dict[tuple[str, int, int, str], list[dict]] = {}
     for row in rows:
         if methods and row["method"] not in methods:
@@ -79,23 +89,32 @@ def collect(settings: CompareSettings, methods: Sequence[str] | None = None) -> 
         key = row["method"], int(row["params"]), int(row["iterations"]), row["source"]
         by_group.setdefault(key, []).append(row)
     order, sources = in_order(settings.methods, known), in_order(settings.all_sources, [k[3] for k in by_group])
-    groups = [_group(*key, own) for key, own in by_group.items()]
+    groups = [_group(*key, own, empty) for key, own in by_group.items()]
     return sorted(groups, key=lambda g: (order.index(g.method), sources.index(g.source), g.params, g.iterations))
 
 
-def _group(method: str, params: int, iterations: int, source: str, rows: list[dict]) -> Group:
+def _group(method: str, params: int, iterations: int, source: str, rows: list[dict], empty: set[tuple]) -> Group:
     latest = {}
     for r in sorted(rows, key=lambda r: r["date"]):
         latest[r["fold"]] = r["config_hash"]  # the fold is part of the hash
     older = [h for h in dict.fromkeys(r["config_hash"] for r in rows) if h not in latest.values()]
     own = [r for r in rows if r["config_hash"] in latest.values()]
     scores: dict[str, dict] = {}
+    marked: dict[str, dict] = {}
+    measured: dict[str, dict[str, dict]] = {c: {} for c in ("hd95", "best_dice", "best_offset")}
     for r in own:
-        scores.setdefault(r["dataset"], {})[(int(r["seed"]), r["fold"]), r["case"]] = float(r["dice"])
+        dataset, key, dice = r["dataset"], ((int(r["seed"]), r["fold"]), r["case"]), float(r["dice"])
+        if (dataset, r["case"]) in empty:
+            marked.setdefault(dataset, {})[key] = not math.isnan(dice)  # 0, of several labels their mean
+            dice = math.nan
+        scores.setdefault(dataset, {})[key] = dice
+        for column, found in measured.items():
+            if r[column] and not math.isnan(dice):
+                found.setdefault(dataset, {})[key] = float(r[column])
     spent = {(r["seed"], r["fold"]): float(r["cpu_seconds"]) for r in own if r["cpu_seconds"]}
     cpu = sum(spent.values()) / len(spent) if spent else None
     trainings = sorted({(int(r["seed"]), r["fold"]) for r in own})
-    return Group(method, params, iterations, source, scores, trainings, cpu, set(latest.values()), older)
+    return Group(method, params, iterations, source, scores, trainings, cpu, set(latest.values()), older, marked, measured)
 
 
 def datasets_of(settings: CompareSettings, groups: Sequence[Group]) -> list[str]:
@@ -114,7 +133,10 @@ def is_unseen(settings: CompareSettings, source: str, dataset: str) -> bool:
 
 def unseen_mean(settings: CompareSettings, group: Group, datasets: Sequence[str]) -> float:
     """Mean of the unseen domains' mean Dice, of all domains where none is unseen; NaN unless the group has them all."""
-    unseen = [d for d in datasets if is_unseen(settings, group.source, d)] or list(datasets)
+    datasets = [d for d in datasets if not group.only_empty(d)]
+    unseen = [d for d in datasets if is_unseen(settings, group.source, d)] or datasets
+    if not unseen:
+        return math.nan
     return sum(group.mean(d) for d in unseen) / len(unseen)
 
 

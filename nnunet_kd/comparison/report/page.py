@@ -14,6 +14,7 @@ from nnunet_kd.comparison.analysis.costs import NetworkCost, network_costs
 from nnunet_kd.comparison.analysis.differences import Comparison, compare_with
 from nnunet_kd.comparison.analysis.groups import Group, collect, datasets_of, interval, is_unseen
 from nnunet_kd.comparison.git import in_work_tree
+from nnunet_kd.comparison.measures import measure_tables
 from nnunet_kd.comparison.report import figures as drawn
 from nnunet_kd.comparison.report.cases import data_card, overlay, read_fsd, training_curves_of
 from nnunet_kd.comparison.report.tables import (
@@ -119,7 +120,10 @@ class _Page:
         there = {i: g for i, g in enumerate(self.groups) if dataset is None or g.valid(dataset)}
         rank = [i for i in there if self.is_teacher(there[i]) and there[i].method == "teacher"]
         rank += [i for i in there if there[i].method == self.against]
-        rank += sorted(there, key=lambda i: (-len(there[i].trainings), -sum(there[i].mean(d) for d in there[i].scores)))
+        rank += sorted(
+            there,
+            key=lambda i: (-len(there[i].trainings), -sum(there[i].mean(d) for d in there[i].scores if there[i].valid(d))),
+        )
         return {i: there[i] for i in sorted(list(dict.fromkeys(rank))[:FEW])}
 
     def is_teacher(self, group: Group) -> bool:
@@ -298,6 +302,7 @@ class _Page:
             sources=len({g.source for g in self.groups}) > 1,
             lengths=len({g.iterations for g in self.groups}) > 1,
             failures=failures(self.settings, self.groups, self.datasets),
+            measures=measure_tables(self.groups, self.datasets),
             costs=cost_table(self.settings, self.groups, self.datasets, self.costs),
             differences=differences(self.compared, self.datasets, self.against) if self.compared else None,
             tests=tests(self.compared, self.against) if self.compared else None,

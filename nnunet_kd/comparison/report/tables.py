@@ -9,11 +9,14 @@ from nnunet_kd.comparison.analysis.costs import NetworkCost, network_costs
 from nnunet_kd.comparison.analysis.differences import CLUSTERS, ENOUGH, Comparison, compare_with
 from nnunet_kd.comparison.analysis.groups import Group, collect, datasets_of, interval, is_unseen, unseen_mean
 from nnunet_kd.comparison.analysis.statistics import Difference, smallest_p_value
+from nnunet_kd.comparison.measures import measure_columns, measure_tables
+from nnunet_kd.comparison.names import Names
 from nnunet_kd.comparison.report.render import Table, csv_text, latex, markdown
 from nnunet_kd.comparison.settings import CompareSettings
 from nnunet_kd.utils.errors import KDError
 
 FORMS = ("markdown", "latex", "csv")
+NOTHING = Difference(math.nan, math.nan, math.nan, 0, 0, 0)
 
 
 def table(
@@ -36,7 +39,8 @@ def table(
     compared = compare_with(settings, groups, datasets, against) if against is not None else []
     if form == "csv":
         return csv_text(csv_rows(settings, groups, datasets, costs, compared))
-    tables = [means(groups, datasets), failures(settings, groups, datasets), cost_table(settings, groups, datasets, costs)]
+    tables = [means(groups, datasets), failures(settings, groups, datasets), *measure_tables(groups, datasets).values()]
+    tables.append(cost_table(settings, groups, datasets, costs))
     if against is not None:
         tables += [differences(compared, datasets, against), tests(compared, against)]
     for g in groups:
@@ -51,21 +55,6 @@ def check_against(settings: CompareSettings, groups: Sequence[Group], against: s
     names = list(dict.fromkeys(g.method for g in groups))
     if against is not None and against not in names:
         raise KDError(f"--against {against}: {settings.csv} has rows of {', '.join(names)} only")
-
-
-class Names:
-    """The first columns of every table: what tells the groups at hand apart."""
-
-    def __init__(self, groups: Sequence[Group]) -> None:
-        self.sources = len({g.source for g in groups}) > 1
-        self.lengths = len({g.iterations for g in groups}) > 1
-        self.header = ["method", *["source"] * self.sources, "parameters", *["iterations"] * self.lengths, "seeds"]
-        self.texts = 1 + self.sources
-
-    def cells(self, g: Group, params: str | None = None, trainings: int | None = None) -> list[str]:
-        folds = len({f for _, f in g.trainings})
-        seeds = str(len(g.seeds)) + (f" x {folds} folds" if folds > 1 else "") if trainings is None else str(trainings)
-        return [g.method, *[g.source] * self.sources, params or f"{g.params:,}", *[f"{g.iterations:,}"] * self.lengths, seeds]
 
 
 def means(groups: Sequence[Group], datasets: Sequence[str]) -> Table:
@@ -184,9 +173,9 @@ def csv_rows(
     rows = []
     for g, cost in zip(groups, costs, strict=True):
         for dataset in datasets:
-            if not g.valid(dataset):
+            if not g.valid(dataset) and not g.only_empty(dataset):
                 continue
-            found, by_training = interval(settings, g, dataset), g.means(dataset)
+            found, by_training = interval(settings, g, dataset) or NOTHING, g.means(dataset)
             failed, zero = failed_share(g, dataset, settings.failed_below)
             common = {
                 "method": g.method,
@@ -209,7 +198,7 @@ def csv_rows(
                 "flops_per_patch": cost.flops,
                 "cpu_seconds_per_case": cost.cpu_seconds_per_case,
                 "dice_per_cpu_second": cost.cpu_seconds_per_case and found.mean / cost.cpu_seconds_per_case,
-            }
+            } | measure_columns(g, dataset)
             pairs = [(c.base, c.by_dataset[dataset]) for c in compared if c.group is g and dataset in c.by_dataset]
             rows += [
                 common

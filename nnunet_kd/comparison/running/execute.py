@@ -3,34 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import os
 import re
-import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
 import torch
-from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunet_kd.comparison import git
 from nnunet_kd.comparison.analysis.costs import KEPT
+from nnunet_kd.comparison.measure import measure_run, now
 from nnunet_kd.comparison.planning import Comparison, Run, difference, same_training
-from nnunet_kd.comparison.rows import append_rows, cases_by_identity, read_rows
+from nnunet_kd.comparison.rows import append_rows, cases_by_identity, identity, read_rows, replace_rows
 from nnunet_kd.comparison.running.train import RECORD, read_record
 from nnunet_kd.comparison.sizes import FINAL
 from nnunet_kd.config.run import SECTION
 from nnunet_kd.deploy.export import export_model
-from nnunet_kd.evaluation.domains import Domain, evaluate_predictions
-from nnunet_kd.evaluation.predict import load_predictor, predict_domain
+from nnunet_kd.evaluation.domains import Domain
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError
@@ -62,9 +59,21 @@ def missing(comparison: Comparison, run: Run, rows: list[dict[str, str]] | None 
     there = cases_by_identity(read_rows(comparison.settings.csv) if rows is None else rows)
     found = []
     for domain in comparison.domains_of(run):
-        done = there.get((run.method, str(run.seed), domain.name, str(run.parameters), run.config_hash), set())
+        done = there.get(_identity_of(run, domain), set())
         left = [c for c in domain.cases if c not in done]
         if left:
+            found.append(dataclasses.replace(domain, cases=left))
+    return found
+
+
+def unmeasured(comparison: Comparison, run: Run, rows: list[dict[str, str]] | None = None) -> list[Domain]:
+    """The run's domains with only those cases whose row is from before there were the columns `rows.MEASURED`."""
+    rows = read_rows(comparison.settings.csv) if rows is None else rows
+    old = cases_by_identity(r for r in rows if r["hd95"] == "")
+    found = []
+    for domain in comparison.domains_of(run):
+        without = old.get(_identity_of(run, domain), set())
+        if left := [c for c in domain.cases if c in without]:
             found.append(dataclasses.replace(domain, cases=left))
     return found
 
@@ -90,7 +99,27 @@ def execute(comparison: Comparison, run: Run, lock_fd: int, say: Say, bar: bool 
         kept = _export(comparison, run, folder)
     torch.set_num_threads(comparison.settings.threads)
     for domain in missing(comparison, run):
-        _evaluate(comparison, run, domain, kept)
+        append_rows(comparison.settings.csv, measure_run(comparison, run, domain, model_folder(comparison, run), kept))
+
+
+def remeasure_run(comparison: Comparison, run: Run) -> tuple[int, float]:
+    """Predict the cases of `unmeasured` again with the kept model and put the new rows in the old ones' place.
+
+    Returns:
+        Rows replaced, and by how much their Dice differs at most (NaN and a number: by that number).
+    """
+    kept = kept_model(comparison, run)
+    torch.set_num_threads(comparison.settings.threads)
+    count, most = 0, 0.0
+    before = {(*identity(r), r["case"]): float(r["dice"]) for r in read_rows(comparison.settings.csv)}
+    for domain in unmeasured(comparison, run):
+        rows = measure_run(comparison, run, domain, model_folder(comparison, run), kept)
+        replace_rows(comparison.settings.csv, rows)
+        count += len(rows)
+        for r in rows:
+            pair = before[(*_identity_of(run, domain), r["case"])], float(r["dice"])
+            most = max(most, abs(np.subtract(*np.nan_to_num(pair))))
+    return count, most
 
 
 def status(comparison: Comparison, run: Run) -> str:
@@ -173,6 +202,10 @@ def start_training(
         raise
 
 
+def _identity_of(run: Run, domain: Domain) -> tuple[str, ...]:
+    return run.method, str(run.seed), domain.name, str(run.parameters), run.config_hash
+
+
 def _training_folder(comparison: Comparison, run: Run) -> Path:
     """nnU-Net's folder of the run's training: one that exists with the run's settings, or the one to make.
 
@@ -246,7 +279,7 @@ def _export(comparison: Comparison, run: Run, folder: Path) -> dict:
         "seed": run.seed,
         "config_hash": run.config_hash,
         "commit": record["commit"] or git.code_version(),
-        "date": _now(),
+        "date": now(),
         "device": s.device,
         "cpu_seconds": cpu,
         "wall_seconds": wall,
@@ -273,49 +306,8 @@ def _last_epoch(run: Run, folder: Path) -> int:
     return epoch
 
 
-def _evaluate(comparison: Comparison, run: Run, domain: Domain, kept: dict) -> None:
-    s = comparison.settings
-    predictor = load_predictor(model_folder(comparison, run), (str(run.fold),), FINAL, s.device)
-    labels = PlansManager(run.plans).get_label_manager(predictor.dataset_json)
-    wanted = labels.foreground_regions if labels.has_regions else labels.foreground_labels
-    with tempfile.TemporaryDirectory() as scratch:
-        predicted = predict_domain(predictor, domain, Path(scratch), f"{run.label} on {domain.name}")
-        found = evaluate_predictions(domain, Path(scratch), wanted, ignore_label=labels.ignore_label)
-    # the first case pays for warming up; leave it out where there are others
-    seconds = list(predicted.cpu_seconds.values())
-    kept.setdefault("cpu_seconds_per_case", {}).setdefault(domain.name, round(statistics.median(seconds[1:] or seconds), 3))
-    write_json(model_folder(comparison, run) / KEPT, kept)
-    cpu = kept["cpu_seconds"]
-    append_rows(
-        s.csv,
-        [
-            {
-                "method": run.method,
-                "seed": run.seed,
-                "dataset": domain.name,
-                "case": case,
-                "dice": f"{values['dice']:.6f}",
-                "iterations": run.iterations,
-                "device": kept["device"],
-                "commit": kept["commit"],
-                "config_hash": run.config_hash,
-                "params": run.parameters,
-                "date": _now(),
-                "cpu_seconds": "" if cpu is None else f"{cpu:.1f}",
-                "source": run.source.name,
-                "fold": run.fold if run.fold_named else "",
-            }
-            for case, values in found.items()
-        ],
-    )
-
-
 def _read_kept(folder: Path) -> dict | None:
     try:
         return json.loads((folder / KEPT).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):  # costs.py takes any OSError; here it would train and overwrite the model anew
         return None
-
-
-def _now() -> str:
-    return datetime.datetime.now().isoformat(timespec="seconds")

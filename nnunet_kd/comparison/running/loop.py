@@ -15,7 +15,16 @@ from nnunet_kd.comparison import git
 from nnunet_kd.comparison.locks import RunLock
 from nnunet_kd.comparison.planning import Comparison, Run, plan_comparison
 from nnunet_kd.comparison.rows import read_rows, take_over_parts
-from nnunet_kd.comparison.running.execute import TrainedElsewhere, execute, kept_model, missing, model_folder, status
+from nnunet_kd.comparison.running.execute import (
+    TrainedElsewhere,
+    execute,
+    kept_model,
+    missing,
+    model_folder,
+    remeasure_run,
+    status,
+    unmeasured,
+)
 from nnunet_kd.comparison.settings import CompareSettings
 from nnunet_kd.utils.bfloat16 import bfloat16_warning
 from nnunet_kd.utils.errors import KDError
@@ -48,6 +57,40 @@ def compare(settings: CompareSettings, dry_run: bool = False, jobs: int = 1, wor
     if failed:
         total = len(comparison.runs)
         raise KDError(f"{len(failed)} of {total} runs failed (see above): mend the cause and start again, the rest is kept")
+
+
+def remeasure(settings: CompareSettings, dry_run: bool = False) -> None:
+    """Predict again, with the kept models, the cases whose rows are from before the CSV's newer columns. Nothing trains.
+
+    Raises:
+        KDError: a mistake in the file.
+    """
+    comparison = plan_comparison(settings)
+    take_over_parts(settings.csv)
+    committing = not dry_run and settings.commit and _can_commit(comparison)
+    todo = [(run, domains) for run in comparison.runs if (domains := unmeasured(comparison, run))]
+    if not todo:
+        _say(f"every row of {settings.csv} that this file is about has all columns")
+    with _sigterm_as_interrupt():
+        for run, domains in todo:
+            cases = ", ".join(f"{d.name} ({len(d.cases)})" for d in domains)
+            if kept_model(comparison, run) is None:
+                _say(f"{run.label}: no kept model in {model_folder(comparison, run)}, its rows stay: {cases}")
+                continue
+            if dry_run:
+                _say(f"{run.label}: to measure again: {cases}")
+                continue
+            lock = RunLock(run.source.notes / f"{run.model_name}.lock")
+            try:
+                if not lock.take():
+                    _say(f"{run.label}: another worker has it, start again later: {cases}")
+                    continue
+                count, most = remeasure_run(comparison, run)
+                _say(f"{run.label}: {count} rows measured again: {cases}; Dice differs by at most {most:.6f}")
+                if committing:
+                    _commit(comparison, run)
+            finally:
+                lock.close()
 
 
 def work(comparison: Comparison, bar: bool | None = None) -> dict[tuple, str]:
@@ -134,7 +177,9 @@ def _report(comparison: Comparison, run: Run) -> None:
     ]
     shown = []
     for domain in comparison.domains_of(run):
-        values = [float(r["dice"]) for r in rows if r["dataset"] == domain.name and r["dice"] != "nan"]
+        values = [
+            float(r["dice"]) for r in rows if r["dataset"] == domain.name and r["dice"] != "nan" and r["truth_empty"] != "1"
+        ]
         shown.append(f"{domain.name} {sum(values) / len(values):.4f}" if values else f"{domain.name} no Dice")
     cpu = (kept_model(comparison, run) or {}).get("cpu_seconds")
     time_text = "" if cpu is None else f", trained in {cpu:,.0f} CPU s"
