@@ -26,12 +26,16 @@ def add_convert(commands) -> None:
     sides = "polyps: resize all to this width and height in pixels (default: their own); the same for all sets of one model"
     p.add_argument("--size", type=int, nargs=2, metavar=("W", "H"), help=sides)
     copies = "vessels: the training cases once per corruption instead, to choose settings on (never to train on)"
+    masks = "stare, chase_db1: a folder of field-of-view masks, named as the images are (default: found from the image)"
+    p.add_argument("--fov-masks", type=Path, metavar="FOLDER", help=masks)
     p.add_argument("--corruptions", action="store_true", default=None, help=copies)
     organs = "abdomen: liver = one label, tumours inside it included (default); all = what the set has"
     p.add_argument("--labels", choices=["liver", "all"], help=organs)
     p.add_argument("--sequence", choices=["t1", "t2spir"], help="chaos_mr: T1 in phase (default) or T2-SPIR")
     scores = "CT: modality = nnU-Net's CT scheme (default); zscore = as for MR, for models that have to read both"
     p.add_argument("--normalisation", choices=["modality", "zscore"], help=scores)
+    rest = "leave out the cases that lack a file, and say so; no other case changes its part of the split"
+    p.add_argument("--allow-missing", action="store_true", default=None, help=rest)
     p.add_argument("--verify", action="store_true", help="read everything back and check it, as `nnunet-kd verify` does")
     p.add_argument("--overwrite", action="store_true", help="replace an existing dataset of that id")
     p.set_defaults(run=_convert)
@@ -45,7 +49,19 @@ def _convert(o) -> None:
     if o.name not in CONVERTERS:
         raise KDError(f'unknown data set "{o.name}": known are {", ".join(CONVERTERS)}')
     accepted = {name: inspect.signature(converter).parameters for name, converter in CONVERTERS.items()}
-    choices = ("channels", "fov_width", "size", "observer", "split", "corruptions", "labels", "sequence", "normalisation")
+    choices = (
+        "channels",
+        "fov_width",
+        "size",
+        "observer",
+        "split",
+        "corruptions",
+        "labels",
+        "sequence",
+        "normalisation",
+        "fov_masks",
+        "allow_missing",
+    )
     given = {k: value for k in choices if (value := getattr(o, k)) is not None}
     for option in given:
         if option not in accepted[o.name]:

@@ -12,9 +12,9 @@ from nnunet_kd.datasets.volumetric.chaos import convert_mr as convert_chaos_mr
 from nnunet_kd.datasets.volumetric.hippocampus import convert as convert_hippocampus
 from nnunet_kd.datasets.volumetric.liver_ct import convert_lits17, convert_msd_liver
 
-# What `nnunet-kd convert NAME` offers. Common arguments: source, raw, preprocessed, dataset_id, overwrite, name. What a set
-# takes beside them (channels, fov_width, size, observer, split, corruptions, labels, sequence, normalisation) the command
-# reads from the signatures.
+# What `nnunet-kd convert NAME` offers. Common arguments: source, raw, preprocessed, dataset_id, allow_missing, overwrite,
+# name. What a set takes beside them (channels, fov_width, fov_masks, size, observer, split, corruptions, labels, sequence,
+# normalisation) the command reads from the signatures.
 CONVERTERS = {
     "chase_db1": convert_chase_db1,
     "drive": convert_drive,

@@ -29,7 +29,7 @@ from nnunet_kd.datasets.nnunet_format import (
     write_dataset_json,
     write_splits,
 )
-from nnunet_kd.datasets.sources import SourceFiles, check_pairs, opened
+from nnunet_kd.datasets.sources import SourceFiles, check_pairs, natural_key, opened
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
 
@@ -77,17 +77,19 @@ SEQUENCE_STARTS = (
 )
 
 
-def find_pairs(source: str | Path, set_name: str, name: str = r"([^/]+)") -> list[tuple[str, Path, Path]]:
+def find_pairs(
+    source: str | Path, set_name: str, name: str = r"([^/]+)", missing: list[str] | None = None
+) -> list[tuple[str, Path, Path]]:
     """Images with their masks, as (published name, image, mask) in natural order.
 
-    name: regular expression of an image's name without its ending, with one group. Raises KDError if there are none, or
-    one lacks its partner.
+    name: regular expression of an image's name without its ending, with one group. missing: see `sources.check_pairs`.
+    Raises KDError if there are none, or one lacks its partner.
     """
     files = SourceFiles(Path(source))
     images, masks = files.find(rf"{IMAGES}/{name}\.{PICTURE}"), files.find(rf"{MASKS}/p?{name}\.{PICTURE}")
     expected = f"a folder of images and a folder of masks with the same names ({set_name}: see docs/datasets.md)"
-    check_pairs(source, images, masks, f"images of {set_name}", "mask", expected)
-    return [(key[0], images[key], masks[key]) for key in images]
+    there = check_pairs(source, images, masks, f"images of {set_name}", "mask", expected, missing)
+    return [(key[0], images[key], masks[key]) for key in there]
 
 
 def convert_kvasir_seg(
@@ -97,6 +99,7 @@ def convert_kvasir_seg(
     dataset_id: int,
     split: str = "all",
     size: tuple[int, int] | None = None,
+    allow_missing: bool = False,
     overwrite: bool = False,
     name: str = "KvasirSEG",
 ) -> ConversionReport:
@@ -104,18 +107,21 @@ def convert_kvasir_seg(
     imagesTs). size: (width, height) to resize all to, in pixels. Raises KDError for what is wrong with the source or the
     target."""
     check_choice("split", split, KVASIR_SPLITS, of="Kvasir-SEG")
+    missing = [] if allow_missing else None
 
     def cases(root: Path) -> list[FundusCase]:
-        found = find_pairs(root, "Kvasir-SEG")
-        first_test = len(found) - KVASIR_SPLITS[split]
-        if first_test < 1:
+        found = find_pairs(root, "Kvasir-SEG", missing=missing)
+        # a name without its partner keeps its place, so that no other one changes its part
+        names = sorted({*(n for n, *_ in found), *(m.lower() for m in missing or ())}, key=natural_key)
+        train = set(names[: max(0, len(names) - KVASIR_SPLITS[split])])
+        if not any(n in train for n, *_ in found):
             raise KDError(f"{source} holds {len(found)} images, of which the last 200 are for testing: use --split all")
-        return [FundusCase(f"Kvasir_{n}", i, m, tag="Tr" if k < first_test else "Ts") for k, (n, i, m) in enumerate(found)]
+        return [FundusCase(f"Kvasir_{n}", i, m, tag="Tr" if n in train else "Ts") for n, i, m in found]
 
     return write_polyps(
         cases,
         {"set": "kvasir_seg", "split": split},
-        (source, raw, preprocessed, dataset_id, size, overwrite, name),
+        (source, raw, preprocessed, dataset_id, size, overwrite, name, missing),
         published=(1000, None),
         licence="see the site",
         reference="Jha et al., Kvasir-SEG: A Segmented Polyp Dataset, MultiMedia Modeling 2020",
@@ -129,6 +135,7 @@ def convert_cvc_clinicdb(
     dataset_id: int,
     split: str = "all",
     size: tuple[int, int] | None = None,
+    allow_missing: bool = False,
     overwrite: bool = False,
     name: str = "CVCClinicDB",
 ) -> ConversionReport:
@@ -139,13 +146,16 @@ def convert_cvc_clinicdb(
     ClinicDB_s01_001 by sequence and frame. Raises KDError for what is wrong with the source or the target.
     """
     check_choice("split", split, CLINICDB_SPLITS, of="CVC-ClinicDB")
+    missing = [] if allow_missing else None
 
     def cases(root: Path) -> list[FundusCase]:
-        found = find_pairs(root, "CVC-ClinicDB", r"(\d+)")
+        found = find_pairs(root, "CVC-ClinicDB", r"(\d+)", missing)
         sequence = sequences(root)
-        missing = [n for n, *_ in found if int(n) not in sequence]
-        if missing:
-            raise KDError(f"frame {missing[0]} of CVC-ClinicDB in {source} belongs to no known sequence: frames are 1 to 612")
+        unknown = [n for n, *_ in found if int(n) not in sequence]
+        if unknown:
+            raise KDError(f"frame {unknown[0]} of CVC-ClinicDB in {source} belongs to no known sequence: frames are 1 to 612")
+        if missing is not None:  # frames without any file too
+            missing[:] = [f"{n:03d}" for n in sequence if n not in {int(n) for n, *_ in found}]
         last = sorted(set(sequence.values()))
         test = set(last[len(last) - CLINICDB_SPLITS[split] :])
         return [
@@ -156,7 +166,7 @@ def convert_cvc_clinicdb(
     return write_polyps(
         cases,
         {"set": "cvc_clinicdb", "split": split},
-        (source, raw, preprocessed, dataset_id, size, overwrite, name),
+        (source, raw, preprocessed, dataset_id, size, overwrite, name, missing),
         published=(612, (288, 384)),
         licence="see the site",
         reference="Bernal et al., WM-DOVA maps for accurate polyp highlighting in colonoscopy, Computerized Medical Imaging "
@@ -171,15 +181,17 @@ def convert_etis(
     preprocessed: str | Path,
     dataset_id: int,
     size: tuple[int, int] | None = None,
+    allow_missing: bool = False,
     overwrite: bool = False,
     name: str = "ETIS",
 ) -> ConversionReport:
     """Write ETIS-Larib as an nnU-Net dataset, all in imagesTr. size: (width, height) to resize all to, in pixels. Raises
     KDError for what is wrong with the source or the target."""
+    missing = [] if allow_missing else None
     return write_polyps(
-        lambda root: [FundusCase(f"ETIS_{int(n):03d}", i, m) for n, i, m in find_pairs(root, "ETIS-Larib", r"(\d+)")],
+        lambda root: [FundusCase(f"ETIS_{int(n):03d}", i, m) for n, i, m in find_pairs(root, "ETIS-Larib", r"(\d+)", missing)],
         {"set": "etis"},
-        (source, raw, preprocessed, dataset_id, size, overwrite, name),
+        (source, raw, preprocessed, dataset_id, size, overwrite, name, missing),
         published=(196, (966, 1225)),
         licence="see the site",
         reference="Silva et al., Toward embedded detection of polyps in WCE images for early diagnosis of colorectal cancer, "
@@ -239,16 +251,17 @@ def write_polyps(
 ) -> ConversionReport:
     """Write a set of endoscopic images with one mask each; `find` names its cases, given the folder with the files.
 
-    arguments: source, raw, preprocessed, dataset_id, size, overwrite and name, as the converters take them. published:
-    number of cases (or a function of those found), and (height, width) where all have one. group: what folds must not part,
-    by case name. keep, parts: see `opened`. negatives: whether an empty mask is an image without a polyp; else it is a
-    damaged file. Raises KDError for what is wrong with the source or the target.
+    arguments: source, raw, preprocessed, dataset_id, size, overwrite and name, as the converters take them, and a list that
+    `find` fills with the names of cases left out (None: all have to be there). published: number of cases (or a function of
+    those found), and (height, width) where all have one. group: what folds must not part, by case name. keep, parts: see
+    `opened`. negatives: whether an empty mask is an image without a polyp; else it is a damaged file. Raises KDError for what
+    is wrong with the source or the target.
     """
-    source, raw, preprocessed, dataset_id, size, overwrite, name = arguments
+    source, raw, preprocessed, dataset_id, size, overwrite, name, missing = arguments
     _check_size(size)
     with opened(source, raw, keep, parts) as root:
         cases = find(root)
-        report = new_report(raw, preprocessed, dataset_id, name, overwrite, label_ground="image")
+        report = new_report(raw, preprocessed, dataset_id, name, overwrite, label_ground="image", missing_cases=missing)
         with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
             log, marked, pixels, empty, lost = {}, 0, 0, 0, []
             for case in tqdm(cases, desc=report.dataset, unit="case", disable=None):
@@ -296,6 +309,7 @@ def write_polyps(
                 licence=licence,
                 reference=reference,
                 description="Endoscopy, polyps",
+                missing_cases=report.missing_cases,
             )
             known = {"cases": n_published, **({"native_size": published[1]} if published[1] else {})}
             content = {
@@ -313,7 +327,7 @@ def write_polyps(
 
 
 def _warn(report: ConversionReport, found: int, n: int, size: tuple[int, int] | None) -> None:
-    if found != n:
+    if found + len(report.missing_cases or ()) != n:
         report.warnings.append(f"{n} images are published, found {found}")
     if size and set(report.native_sizes) != {size[::-1]}:
         others = ", ".join(f"{w}x{h}" for w, h in sorted(set(report.native_sizes) - {size[::-1]})[:3])

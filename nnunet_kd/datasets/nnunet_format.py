@@ -46,6 +46,7 @@ class ConversionReport:
     label_ground: str = "field of view"
     folds: int = 0
     rows: list[tuple[str, str]] = field(default_factory=list)  # further lines: name and value
+    missing_cases: list[str] | None = None  # published names, left out; None where all have to be there
     warnings: list[str] = field(default_factory=list)
 
     def text(self) -> str:
@@ -67,7 +68,19 @@ class ConversionReport:
         if self.folds:
             lines.append(f"  splits        {self.folds} folds in splits_final.json")
         lines += [f"  {name:13} {value}" for name, value in self.rows]
+        if self.missing_cases:
+            lines.append(f"  warning: {missing_text(self.missing_cases)}")
         return "\n".join(lines + [f"  warning: {w}" for w in self.warnings])
+
+
+def missing_text(names: Sequence[str]) -> str:
+    """What --allow-missing left out, in words."""
+    return f"{len(names)} missing in the source and left out: " + shortened(names)
+
+
+def shortened(names: Sequence[str], shown: int = 6) -> str:
+    """The first few names, and how many more there are."""
+    return ", ".join(names[:shown]) + (f" and {len(names) - shown} more" if len(names) > shown else "")
 
 
 def check_choice(option: str, value: str, choices: Collection[str], of: str = "") -> None:
@@ -197,12 +210,13 @@ def write_dataset_json(
     reference: str,
     description: str = "",
     file_ending: str = ".png",
+    missing_cases: Sequence[str] | None = None,
 ) -> None:
     """Write nnU-Net's dataset.json. `labels` are the foreground names, in the order of their values 1, 2, ...
 
     For PNG cases NaturalImage2DIO is named on purpose: nnU-Net then reads images and labels of every set alike. The
     channel names used in this package ("green", "red", "gray", "MRI", ...) are unknown to nnU-Net, which means z-score
-    normalisation.
+    normalisation. missing_cases: what --allow-missing left out, for `nnunet-kd verify`; nnU-Net ignores keys it does not know.
     """
     content = {
         "name": name,
@@ -215,6 +229,8 @@ def write_dataset_json(
         "numTraining": num_training,
         "file_ending": file_ending,
     }
+    if missing_cases is not None:
+        content["missing_cases"] = list(missing_cases)
     if file_ending == ".png":
         content["overwrite_image_reader_writer"] = "NaturalImage2DIO"
     write_json(folder / "dataset.json", content)
@@ -236,12 +252,24 @@ def folds_by_group(groups: Mapping[str, Sequence[str]], n_folds: int) -> list[di
     return folds
 
 
-def folds_of_cases(cases: Iterable[str], group: Callable[[str], str], n_folds: int) -> list[dict[str, list[str]]]:
-    """`folds_by_group` of cases whose group is told by their name. Fewer groups than `n_folds` make as many folds."""
+def folds_of_cases(
+    cases: Iterable[str], group: Callable[[str], str], n_folds: int, there: Collection[str] | None = None
+) -> list[dict[str, list[str]]]:
+    """`folds_by_group` of cases whose group is told by their name. Fewer groups than `n_folds` make as many folds.
+
+    there: the cases that are not missing; the others are left out of the finished folds, so that no case changes its fold.
+    Raises KDError if a fold then has nothing to train or to choose on.
+    """
     groups: dict[str, list[str]] = {}
     for case in cases:
         groups.setdefault(group(case), []).append(case)
-    return folds_by_group(groups, min(n_folds, len(groups)))
+    folds = folds_by_group(groups, min(n_folds, len(groups)))
+    if there is not None:
+        folds = [{part: [c for c in cases if c in there] for part, cases in fold.items()} for fold in folds]
+        empty = [k for k, fold in enumerate(folds) if not fold["train"] or not fold["val"]]
+        if empty:
+            raise KDError(f"so much is missing that fold {empty[0]} of the split has no cases: complete the source")
+    return folds
 
 
 def write_splits(

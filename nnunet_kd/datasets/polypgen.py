@@ -29,6 +29,7 @@ def convert_polypgen(
     preprocessed: str | Path,
     dataset_id: int,
     size: tuple[int, int] | None = None,
+    allow_missing: bool = False,
     overwrite: bool = False,
     name: str = "PolypGen",
 ) -> ConversionReport:
@@ -38,10 +39,11 @@ def convert_polypgen(
     without a polyp: it is written and counted. size: (width, height) to resize all to, in pixels. Raises KDError for what
     is wrong with the source or the target.
     """
+    missing = [] if allow_missing else None
     report = write_polyps(
-        lambda root: _cases(root, source),
+        lambda root: _cases(root, source, missing),
         {"set": "polypgen"},
-        (source, raw, preprocessed, dataset_id, size, overwrite, name),
+        (source, raw, preprocessed, dataset_id, size, overwrite, name, missing),
         published=(_published, None),
         licence="CC BY 4.0",
         reference="Ali et al., A multi-centre polyp detection and segmentation dataset for generalisability assessment, "
@@ -55,12 +57,12 @@ def convert_polypgen(
     return report
 
 
-def _cases(root: Path, source: str | Path) -> list[FundusCase]:
+def _cases(root: Path, source: str | Path, missing: list[str] | None) -> list[FundusCase]:
     files = SourceFiles(root)
     images, masks = files.find(IMAGES), files.find(MASKS)
     expected = "folders C1 to C6, each with images and masks, or data_C1/images_C1 and data_C1/masks_C1, ... (docs/datasets.md)"
-    check_pairs(source, images, masks, "images of PolypGen", "mask", expected)
-    return [FundusCase(f"PolypGen_{key[0].upper()}_{path.stem.rstrip('_')}", path, masks[key]) for key, path in images.items()]
+    whole = check_pairs(source, images, masks, "images of PolypGen", "mask", expected, missing)
+    return [FundusCase(f"PolypGen_{key[0].upper()}_{images[key].stem.rstrip('_')}", images[key], masks[key]) for key in whole]
 
 
 def _centre(case: str) -> str:

@@ -18,6 +18,7 @@ from nnunet_kd.utils.errors import KDError
 
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 OTHER_ARCHIVES = (".rar", ".7z")
+ALLOW_MISSING = "or convert the rest with --allow-missing"
 MAX_NESTING = 3  # DRIVE's datasets.zip holds training.zip and test.zip
 
 
@@ -64,8 +65,11 @@ def opened(source: str | Path, scratch: str | Path, keep: str, parts: Collection
 class SourceFiles:
     """The files below a folder, by what their paths end with."""
 
-    def __init__(self, root: Path) -> None:
-        """Hidden files and what macOS adds to archives are left out. Links are followed: they are the user's own."""
+    def __init__(self, root: Path, without: str | None = None) -> None:
+        """Hidden files and what macOS adds to archives are left out. Links are followed: they are the user's own.
+
+        without: regular expression; folders in `root` with such a name (lower case) are left out.
+        """
         self.root, self.paths, seen = root, {}, set()
         for folder, folders, names in os.walk(root, followlinks=True):
             state = os.stat(folder)
@@ -74,6 +78,8 @@ class SourceFiles:
                 continue
             seen.add((state.st_dev, state.st_ino))
             folders[:] = sorted((f for f in folders if not f.startswith((".", "__MACOSX"))), key=natural_key)
+            if without:
+                folders[:] = [f for f in folders if not re.fullmatch(without, f.lower())]
             for name in names:
                 if not name.startswith("."):
                     path = Path(folder, name)
@@ -98,25 +104,59 @@ class SourceFiles:
         return dict(sorted(found.items(), key=lambda item: [natural_key(group or "") for group in item[0]]))
 
 
-def check_listed(source: str | Path, found: Collection[tuple], wanted: Mapping[tuple, str], what: str, expected: str) -> None:
-    """Raise KDError if a key of `wanted` (key of `SourceFiles.find` -> how to name it) is not in `found`."""
-    missing = [name for key, name in wanted.items() if key not in found]
-    if missing:
-        raise KDError(
-            f"{source} lacks {len(missing)} of the {len(wanted)} {what}, the first of {missing[0]}: expected {expected}"
-        )
+def check_listed(
+    source: str | Path,
+    found: Mapping[str, Collection[tuple]],
+    wanted: Mapping[tuple, str],
+    of: str,
+    expected: str,
+    missing: list[str] | None = None,
+) -> list[tuple]:
+    """The keys of `wanted` (key of `SourceFiles.find` -> how to name it) that are in each of `found` (what it is -> keys).
+
+    missing: None if all have to be there; else a list (--allow-missing) to which the names of the others are added. Raises
+    KDError if one is missing and may not be, or if none is left.
+    """
+    lacking = {what: [name for key, name in wanted.items() if key not in keys] for what, keys in found.items()}
+    left = [key for key in wanted if all(key in keys for keys in found.values())]
+    for what, names in lacking.items():
+        if names and (missing is None or not left):
+            raise KDError(
+                f"{source} lacks {len(names)} of the {len(wanted)} {what} of {of}, the first of {names[0]}: expected {expected}"
+                + (f"; {ALLOW_MISSING}" if left else "")
+            )
+    if missing is not None:
+        missing += [name for key, name in wanted.items() if key not in left]
+    return left
 
 
 def check_pairs(
-    source: str | Path, images: Mapping[tuple, Path], labels: Mapping[tuple, Path], what: str, label: str, expected: str
-) -> None:
-    """Raise KDError if there are no images, called `what`, or one has no label, called `label`, or a label no image."""
+    source: str | Path,
+    images: Mapping[tuple, Path],
+    labels: Mapping[tuple, Path],
+    what: str,
+    label: str,
+    expected: str,
+    missing: list[str] | None = None,
+) -> list[tuple]:
+    """The keys of images, called `what`, that have a label, called `label`.
+
+    missing: as for `check_listed`; the names (without ending) of files whose partner is missing are added. Raises KDError
+    if there are no pairs, or if an image has no label, or a label no image, and may not.
+    """
     if not images:
         raise KDError(f"{source} holds no {what}: expected {expected}")
+    left = [key for key in images if key in labels]
     for kind, there, other in ((label, labels, images), ("image", images, labels)):
-        missing = [key for key in other if key not in there]
-        if missing:
-            raise KDError(f"{source} lacks {len(missing)} {kind}s, the first for {other[missing[0]].name}: expected {expected}")
+        alone = [other[key].name for key in other if key not in there]
+        if alone and (missing is None or not left):
+            raise KDError(
+                f"{source} lacks {len(alone)} {kind}s, the first for {alone[0]}: expected {expected}"
+                + (f"; {ALLOW_MISSING}" if left else "")
+            )
+        if missing is not None:
+            missing += [name.split(".")[0] for name in alone]
+    return left
 
 
 def natural_key(name: str) -> list:

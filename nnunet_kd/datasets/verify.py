@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,8 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from nnunet_kd.datasets.contact_sheet import contact_sheet
+from nnunet_kd.datasets.field_of_view import doubt, fitted_circle
+from nnunet_kd.datasets.nnunet_format import missing_text, shortened
 from nnunet_kd.datasets.volumetric.volumes import elsewhere, label_counts, read_volume
 from nnunet_kd.utils.errors import KDError
 
@@ -24,11 +26,13 @@ SHEET = "verify.png"
 
 @dataclass
 class Verification:
-    """What a dataset holds (`rows`, name and value), what is worth knowing (`notes`) and what is wrong (`problems`)."""
+    """What a dataset holds (`rows`, name and value), what is worth knowing (`notes`), what should be looked at (`warnings`)
+    and what is wrong (`problems`)."""
 
     dataset: str
     rows: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def text(self) -> str:
@@ -36,7 +40,7 @@ class Verification:
         width = max(len(name) for name, _ in self.rows)
         lines = [f"{self.dataset}: {f'{len(self.problems)} PROBLEM(S)' if self.problems else 'no problems'}"]
         lines += [f"  {name:{width}}  {value}" for name, value in self.rows]
-        lines += [f"  note: {n}" for n in self.notes]
+        lines += [f"  note: {n}" for n in self.notes] + [f"  warning: {w}" for w in self.warnings]
         return "\n".join(lines + [f"  PROBLEM: {p}" for p in self.problems])
 
 
@@ -76,7 +80,8 @@ def verify_dataset(folder: str | Path) -> Verification:
     _check_labels(cases, allowed, found)
     _check_duplicates(cases, found)
     conversion = _read_json(folder / "conversion.json")
-    _check_published(conversion, cases, found)
+    _check_published(conversion, cases, found, description.get("missing_cases"))
+    _check_fields(folder, conversion, found)
 
     labelled = [c for c in cases if c.counts]
     found.rows[:0] = [("cases", f"{len(parts['Tr'])} in imagesTr, {len(parts['Ts'])} in imagesTs, {len(labelled)} labelled")]
@@ -206,11 +211,13 @@ def _check_duplicates(cases: Sequence[_Case], found: Verification) -> None:
             found.problems.append(f"{len(same)} images are the same: {_some(same)}")
 
 
-def _check_published(conversion: dict, cases: Sequence[_Case], found: Verification) -> None:
-    """Against what the converter knows of the published set."""
+def _check_published(conversion: dict, cases: Sequence[_Case], found: Verification, missing: list[str] | None) -> None:
+    """Against what the converter knows of the published set. missing: what --allow-missing left out, None without it."""
     published = conversion.get("published") or {}
-    if (n := published.get("cases")) and n != len(cases):
-        found.problems.append(f"{n} cases are published, found {len(cases)}")
+    if missing:
+        found.warnings.append(missing_text(missing))
+    if (n := published.get("cases")) and n != len(cases) + len(missing or ()):
+        (found.problems if missing is None else found.warnings).append(f"{n} cases are published, found {len(cases)}")
     if size := published.get("native_size"):
         others = [name for name, entry in conversion.get("cases", {}).items() if entry.get("native_size") != size]
         if others:
@@ -218,6 +225,27 @@ def _check_published(conversion: dict, cases: Sequence[_Case], found: Verificati
             found.problems.append(
                 f"{len(others)} image(s) were not {wanted} pixels, as published, before: {_some(others)}: a resized copy"
             )
+
+
+def _check_fields(folder: Path, conversion: dict, found: Verification) -> None:
+    """Whether the written fields of view of a set of fundus photographs are discs, and what the converter thought of them."""
+    poor = {}
+    for name, entry in conversion.get("cases", {}).items():
+        file = folder / f"fov{str(entry.get('part', ''))[-2:]}" / f"{name}.png"
+        if not file.is_file() or "crop_box" not in entry:
+            continue
+        circle = fitted_circle(_read(file)[0] > 0)
+        noted = (entry.get("field_of_view") or {}).get("circle") or {}
+        if noted and circle:
+            circle = replace(circle, fit=min(circle.fit, noted["fit"]))
+        if why := doubt(circle):
+            poor[name] = why
+    if poor:
+        first = next(iter(poor))
+        found.warnings.append(
+            f"{len(poor)} field(s) of view look wrong (first {first}: {poor[first]}): {_some(list(poor))}; look at fovTr and "
+            "fovTs, or convert with masks of your own (--fov-masks)"
+        )
 
 
 def _label_shares(cases: Sequence[_Case]) -> str:
@@ -245,4 +273,4 @@ def _add(found: Verification, what: str, names: Sequence[str]) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:N_SHOWN]) + (f" and {len(names) - N_SHOWN} more" if len(names) > N_SHOWN else "")
+    return shortened(names, N_SHOWN)

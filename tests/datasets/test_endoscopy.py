@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from nnunet_kd.cli.main import main
-from nnunet_kd.datasets import CONVERTERS
+from nnunet_kd.datasets import CONVERTERS, endoscopy
 from nnunet_kd.datasets.endoscopy import (
     SEQUENCE_STARTS,
     convert_cvc_clinicdb,
@@ -263,3 +263,17 @@ def test_impossible_sizes(kvasir_tree: Path, tmp_path: Path, size):
 def test_a_size_is_for_polyps_only(tmp_path: Path, capsys):
     assert main(["convert", "drive", str(tmp_path), "--dataset-id", "820", "--size", "64", "64"]) == 2
     assert "--size is for kvasir_seg, cvc_clinicdb, etis and polypgen only, drive has none" in capsys.readouterr().err
+
+
+def test_an_image_without_its_mask_is_left_out_on_request_and_moves_no_other_one(
+    kvasir_tree: Path, clinic_tree: Path, tmp_path: Path, monkeypatch
+):
+    monkeypatch.setitem(endoscopy.KVASIR_SPLITS, "last200", 2)
+    (kvasir_tree / "masks" / "cju5abc.jpg").unlink()
+    with pytest.raises(KDError, match="lacks 1 masks, the first for cju5abc.jpg.*--allow-missing"):
+        run(convert_kvasir_seg, kvasir_tree, tmp_path)
+    report = run(convert_kvasir_seg, kvasir_tree, tmp_path, split="last200", allow_missing=True)
+    assert report.train_cases == [f"Kvasir_cju{k}abc" for k in range(4)] and report.test_cases == ["Kvasir_cju4abc"]
+    assert json.loads((report.folder / "dataset.json").read_text())["missing_cases"] == ["cju5abc"]
+    report = convert_cvc_clinicdb(clinic_tree, tmp_path / "raw2", tmp_path / "pre", 821, allow_missing=True)
+    assert len(report.missing_cases) == 612 - 58 and report.missing_cases[0] == "003"

@@ -14,7 +14,7 @@ from pathlib import Path
 from nnunet_kd.datasets.fundus.corruptions import corrupted
 from nnunet_kd.datasets.fundus.photographs import FundusCase, check_options, convert_cases
 from nnunet_kd.datasets.nnunet_format import ConversionReport, new_dataset_folder, new_report
-from nnunet_kd.datasets.sources import SourceFiles, opened
+from nnunet_kd.datasets.sources import ALLOW_MISSING, SourceFiles, opened
 from nnunet_kd.utils.errors import KDError
 
 HALVES = {"training": range(21, 41), "test": range(1, 21)}
@@ -26,11 +26,11 @@ EXPECTED = (
 )
 
 
-def find_cases(source: str | Path, observer: int = 1) -> tuple[list[FundusCase], list[str]]:
+def find_cases(source: str | Path, observer: int = 1, missing: list[str] | None = None) -> tuple[list[FundusCase], list[str]]:
     """The labelled cases, named DRIVE_training_21, DRIVE_test_01 and so on, and warnings. File names in any case.
 
-    A half without any label of the observer is left out with a warning. Raises KDError if images, masks or single
-    labels are missing, or if no half is labelled.
+    A half without any label of the observer is left out with a warning. missing: see `sources.check_listed`. Raises KDError
+    if images, masks or single labels are missing, or if no half is labelled.
     """
     if observer not in OBSERVERS:
         raise KDError(f"DRIVE has observers 1 and 2, not {observer}: correct --observer")
@@ -48,13 +48,16 @@ def find_cases(source: str | Path, observer: int = 1) -> tuple[list[FundusCase],
             warnings.append(f"no labels of observer {observer} for the {half} half ({half}/{OBSERVERS[observer]}): left out")
             continue
         for what, found in (("images", images), ("field-of-view masks", masks), ("labels", labels)):
-            if set(found) != set(numbers):
+            if (set(found) != set(numbers) and missing is None) or set(found) - set(numbers):
                 wrong = sorted(set(numbers) ^ set(found))
                 raise KDError(
                     f"{source} holds {len(found)} {what} in the {half} half of DRIVE (see number {wrong[0]:02d}), "
-                    f"expected 20: {EXPECTED}"
+                    f"expected 20: {EXPECTED}" + ("" if set(found) - set(numbers) else f"; {ALLOW_MISSING}")
                 )
-        cases += [FundusCase(f"DRIVE_{half}_{i:02d}", images[i], labels[i], masks[i]) for i in numbers]
+        there = [i for i in numbers if i in images and i in masks and i in labels]
+        if missing is not None:
+            missing += [f"{i:02d}_{half}" for i in numbers if i not in there]
+        cases += [FundusCase(f"DRIVE_{half}_{i:02d}", images[i], labels[i], masks[i]) for i in there]
     if not cases:
         raise KDError(f"{source} holds no labels of DRIVE's observer {observer}: expected {EXPECTED}")
     return cases, warnings
@@ -69,6 +72,7 @@ def convert(
     fov_width: int | None = 512,
     observer: int = 1,
     corruptions: bool = False,
+    allow_missing: bool = False,
     overwrite: bool = False,
     name: str = "DRIVE",
 ) -> ConversionReport:
@@ -76,13 +80,14 @@ def convert(
     domain, and nnU-Net's integrity check wants training cases. The case names keep the half, so that one half can be
     chosen by name.
 
-    corruptions: write the training half once per corruption instead (`corruptions.py`), as dataset `name` + "corrupted".
-    See `fundus.prepare` for channels and fov_width. Raises KDError for what is wrong with the source or the target
-    folders.
+    allow_missing: leave out cases that lack a file. corruptions: write the training half once per corruption instead
+    (`corruptions.py`), as dataset `name` + "corrupted". See `fundus.prepare` for channels and fov_width. Raises KDError for
+    what is wrong with the source or the target folders.
     """
     check_options(channels, fov_width)
     with opened(source, raw, KEEP, parts=HALVES) as root:
-        cases, warnings = find_cases(root, observer)
+        missing = [] if allow_missing else None
+        cases, warnings = find_cases(root, observer, missing)
         if corruptions:
             cases, name = corrupted([c for c in cases if c.name.startswith("DRIVE_training")]), f"{name}corrupted"
             if not cases:
@@ -91,7 +96,8 @@ def convert(
                     "works on: use --observer 1"
                 )
             warnings = [w for w in warnings if "test half" not in w]
-        report = new_report(raw, preprocessed, dataset_id, name, overwrite, warnings=warnings)
+            missing = None if missing is None else [m for m in missing if m.endswith("training")]
+        report = new_report(raw, preprocessed, dataset_id, name, overwrite, warnings=warnings, missing_cases=missing)
         with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
             convert_cases(
                 folder,
@@ -100,7 +106,7 @@ def convert(
                 channels=channels,
                 fov_width=fov_width,
                 expected_size=(565, 584),
-                published_cases=len(cases),  # whole halves only, see find_cases
+                published_cases=len(cases) + len(missing or ()),  # whole halves, see find_cases
                 root=root,
                 settings={"set": "drive", "observer": observer, "source": str(source)},
                 reference="Staal et al., Ridge-based vessel segmentation in color images of the retina, IEEE TMI 2004",

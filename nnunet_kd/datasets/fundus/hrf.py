@@ -29,10 +29,10 @@ KEEP = r"\d\d_(?:h|dr|g)(?:_mask)?\.(?:jpe?g|tiff?)"
 EXPECTED = "15 images of each class (01_h.jpg, 01_dr.JPG, 01_g.jpg, ...) with labels 01_h.tif and masks 01_h_mask.tif"
 
 
-def find_cases(source: str | Path, split: str = "first5") -> list[FundusCase]:
+def find_cases(source: str | Path, split: str = "first5", missing: list[str] | None = None) -> list[FundusCase]:
     """The 45 cases, named HRF_h_01 and so on, with tag "Tr" or "Ts" by `split`.
 
-    Raises KDError if an image, a label or a mask is missing, or for an unknown split.
+    missing: see `sources.check_listed`. Raises KDError if an image, a label or a mask is missing, or for an unknown split.
     """
     check_choice("split", split, SPLITS, of="HRF")
     files = SourceFiles(Path(source))
@@ -42,12 +42,11 @@ def find_cases(source: str | Path, split: str = "first5") -> list[FundusCase]:
         "field-of-view masks": files.find(r"(\d\d)_(h|dr|g)_mask\.tiff?"),
     }
     wanted = {(f"{n:02d}", c): f"{n:02d}_{c}" for c in CLASSES for n in range(1, 16)}
-    for what, found in kinds.items():
-        check_listed(source, found, wanted, f"{what} of HRF", EXPECTED)
+    there = check_listed(source, kinds, wanted, "HRF", EXPECTED, missing)
     images, labels, masks = kinds.values()
     return [
         FundusCase(f"HRF_{c}_{n}", images[n, c], labels[n, c], masks[n, c], tag="Tr" if int(n) in SPLITS[split] else "Ts")
-        for n, c in wanted
+        for n, c in there
     ]
 
 
@@ -59,21 +58,26 @@ def convert(
     channels: str = "green",
     fov_width: int | None = 512,
     split: str = "first5",
+    allow_missing: bool = False,
     overwrite: bool = False,
     name: str = "HRF",
 ) -> ConversionReport:
     """Write HRF as an nnU-Net dataset.
 
     split: "first5" (01-05 of each class in imagesTr, the others in imagesTs; `splits_final.json` with five folds, one
-    number of every class each) or "all" (everything in imagesTr: an unseen domain). See `fundus.prepare` for channels
+    number of every class each) or "all" (everything in imagesTr: an unseen domain). allow_missing: leave out cases that
+    lack a file. See `fundus.prepare` for channels
     and fov_width. Raises KDError for what is wrong with the source or the target folders.
     """
     check_options(channels, fov_width)
     with opened(source, raw, KEEP, parts=("images", "manual1", "mask")) as root:
-        cases = find_cases(root, split)
-        report = new_report(raw, preprocessed, dataset_id, name, overwrite)
-        train = [c.name for c in cases if c.tag == "Tr"]
-        folds = folds_of_cases(train, lambda case: case[-2:], N_FOLDS) if split == "first5" else []
+        missing = [] if allow_missing else None
+        cases = find_cases(root, split, missing)
+        report = new_report(raw, preprocessed, dataset_id, name, overwrite, missing_cases=missing)
+        folds = []
+        if split == "first5":
+            train = [f"HRF_{c}_{n:02d}" for c in CLASSES for n in SPLITS[split]]
+            folds = folds_of_cases(train, lambda case: case[-2:], N_FOLDS, there={c.name for c in cases})
         with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
             convert_cases(
                 folder,

@@ -2,7 +2,7 @@
 
 What is done, in this order, and why:
 
-1. the field of view (FOV) is the published mask or, where none is published, found from the image;
+1. the field of view (FOV) is the published mask or, where none is published, found from the image (field_of_view.py);
 2. the image is cropped to the FOV's bounding box and resized so that the FOV is `fov_width` pixels wide: nnU-Net's
    reader of natural images fixes the spacing at 1, so the scale between cameras is corrected here or nowhere;
 3. pixels outside the FOV are 0, inside at least 1;
@@ -20,7 +20,7 @@ import math
 import os
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -29,15 +29,16 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from scipy import ndimage
 from tqdm import tqdm
 
+from nnunet_kd.datasets.field_of_view import FieldOfView, find_field_of_view
 from nnunet_kd.datasets.fundus.corruptions import corrupt, severities
 from nnunet_kd.datasets.nnunet_format import ConversionReport, check_choice, write_case, write_dataset_json
+from nnunet_kd.datasets.sources import SourceFiles
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
 
 CHANNEL_NAMES = {"green": ("green",), "gray": ("gray",), "rgb": ("red", "green", "blue")}
 MARGIN = 0.1
-DARKEST_FOV_LEVEL = 15  # of 255, brightest channel: above the camera's black border (0..5), below the dimmest periphery
-FULLEST_FOV = 0.95  # of the image: a disc fills at most pi/4 of a square, cut off above and below a little more
+MASK_FOLDERS = r".*masks?.*"  # beside the images of a set that publishes none: not looked into unless asked for
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601
 
 
@@ -67,24 +68,6 @@ class FundusCase:
     fov: Path | None = None
     tag: str = "Tr"
     corruption: str | None = None
-
-
-def find_fov(image_rgb: np.ndarray) -> np.ndarray:
-    """The field of view of a fundus photograph: threshold, opening, largest component, holes filled.
-
-    image_rgb: uint8 (H, W, 3). Returns bool (H, W). Raises KDError if what is found is no plausible field of view.
-    """
-    brightest = ndimage.gaussian_filter(image_rgb.max(axis=2).astype(np.float32), sigma=1)
-    mask = ndimage.binary_opening(brightest > DARKEST_FOV_LEVEL, iterations=2)
-    components, n = ndimage.label(mask)
-    if n:
-        mask = ndimage.binary_fill_holes(components == 1 + np.argmax(np.bincount(components.ravel())[1:]))
-    if mask.mean() < 0.25:
-        raise KDError(
-            f"no field of view found: only {100 * mask.mean():.0f}% of the image is brighter than "
-            f"{DARKEST_FOV_LEVEL} of 255; the image is damaged, or needs a published field-of-view mask"
-        )
-    return mask
 
 
 def fov_geometry(fov: np.ndarray, fov_width: int | None) -> Geometry:
@@ -124,7 +107,7 @@ def prepare(
     mask.
     """
     check_options(channels, fov_width)
-    fov_mask = find_fov(image_rgb) if fov_mask is None else np.asarray(fov_mask, dtype=bool)
+    fov_mask = find_field_of_view(image_rgb).mask if fov_mask is None else np.asarray(fov_mask, dtype=bool)
     if fov_mask.shape != image_rgb.shape[:2]:
         raise KDError(f"field-of-view mask is {fov_mask.shape}, image is {image_rgb.shape[:2]}: they belong to two images")
     geometry = fov_geometry(fov_mask, fov_width)
@@ -178,6 +161,26 @@ def list_folder(folder: Path) -> dict[str, Path]:
     return {p.name.lower(): p for p in sorted(folder.iterdir())} if folder.is_dir() else {}
 
 
+def find_masks(folder: str | Path | None, root: Path, name: str) -> dict[tuple[str, ...], Path] | None:
+    """Field-of-view masks of one's own by the group in `name`, a regular expression of how their names begin; None if no
+    folder is given.
+
+    folder: as given, or inside the set's folder `root`. Raises KDError if it is no folder or holds no such file.
+    """
+    if folder is None:
+        return None
+    folder = next((f for f in (Path(folder).expanduser(), Path(root) / folder) if f.is_dir()), None) or Path(folder)
+    found = SourceFiles(folder).find(rf"{name}(?:[._-][^/]*)?\.(?:ppm|png|gif|tiff?|bmp|jpe?g)(?:\.gz)?")
+    if not found:
+        raise KDError(f"{folder} holds no masks named as the images are: correct --fov-masks")
+    return found
+
+
+def masks_setting(folder: Path | None) -> dict:
+    """For conversion.json."""
+    return {"fov_masks": str(folder)} if folder else {}
+
+
 def read_rgb(path: Path) -> np.ndarray:
     """An image file as uint8 (H, W, 3). Raises KDError if it cannot be read."""
     return np.asarray(_open(path, "RGB"))
@@ -218,7 +221,7 @@ def convert_cases(
     KDError if a label or mask does not fit its image or is empty, and if what lies on the disk at the end is not what
     was meant.
     """
-    log, sizes, full = {}, Counter(), []
+    log, sizes, found_fields = {}, Counter(), {}
     for case in tqdm(cases, desc=report.dataset, unit="case", disable=None):
         rgb, label = read_rgb(case.image), read_binary(case.label)
         published = read_binary(case.fov) if case.fov else None
@@ -233,9 +236,8 @@ def convert_cases(
             if not array.any():
                 raise KDError(f"{path} is empty (no pixel >= 128): the file is damaged, download it again")
         try:
-            native_fov = find_fov(rgb) if published is None else published
-            if published is None and native_fov.mean() > FULLEST_FOV:
-                full.append(case.name)
+            found = find_field_of_view(rgb) if published is None else None
+            native_fov = found.mask if found else published
             if case.corruption:
                 rgb = corrupt(rgb, native_fov, case.corruption, case.name)
             image, fov, geometry = prepare(rgb, native_fov, channels, fov_width)
@@ -250,15 +252,14 @@ def convert_cases(
             **({"corruption": case.corruption} if case.corruption else {}),
             **asdict(geometry),
             "canvas": geometry.canvas,
+            **({"field_of_view": found.description()} if found else {}),
         }
+        if found:
+            found_fields[case.name] = found
     report.train_cases = sorted(c.name for c in cases if c.tag == "Tr")
     report.test_cases = sorted(c.name for c in cases if c.tag == "Ts")
     report.native_sizes = dict(sizes)
-    if full:
-        report.warnings.append(
-            f"the field of view found fills nearly all of {len(full)} image(s) (first {full[0]}): their border is not black, "
-            "see contact_sheet.jpg"
-        )
+    _report_fields(found_fields, report)
     if set(sizes) != {expected_size}:
         found = ", ".join(f"{w}x{h}" for w, h in sorted(set(sizes) - {expected_size}))
         report.warnings.append(
@@ -274,6 +275,7 @@ def convert_cases(
         licence=licence,
         reference=reference,
         description="Fundus photographs, vessels; prepared by nnunet_kd.datasets.fundus.photographs (see conversion.json)",
+        missing_cases=report.missing_cases,
     )
     settings = {**settings, "channels": channels, "fov_width": fov_width, "margin": MARGIN}
     copies = [c for c in cases if c.corruption]
@@ -286,6 +288,27 @@ def convert_cases(
     # corrupted copies: one photograph under every corruption
     shown = [c for c in copies if c.image == copies[0].image] or cases
     contact_sheet(folder, shown, columns=len(shown) if copies else 4).save(folder / "contact_sheet.jpg", quality=90)
+
+
+def _report_fields(found: Mapping[str, FieldOfView], report: ConversionReport) -> None:
+    """How well the fields of view found fit a circle, into the report."""
+    if not found:
+        return
+    fits = [field.circle.fit for field in found.values() if field.circle]
+    discs = [name for name, field in found.items() if field.kind == "disc"]
+    text = f"found in {len(found)} images"
+    if fits:
+        text += f"; {100 * min(fits):.0f} to {100 * max(fits):.0f}% of the outline on a circle"
+    if discs:
+        text += f"; {len(discs)} with part of the rim lost taken as the whole disc ({', '.join(discs[:3])})"
+    report.rows.append(("field of view", text))
+    doubtful = {name: why for name, field in found.items() if (why := field.doubt())}
+    if doubtful:
+        name, why = next(iter(doubtful.items()))
+        report.warnings.append(
+            f"the field of view found is doubtful in {len(doubtful)} image(s) ({name}: {why}): see fovTr and "
+            "contact_sheet.jpg; masks of your own go by --fov-masks"
+        )
 
 
 def verify(folder: Path, cases: Sequence[FundusCase], report: ConversionReport) -> None:

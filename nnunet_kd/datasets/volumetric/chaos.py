@@ -24,6 +24,10 @@ from nnunet_kd.datasets.sources import SourceFiles, natural_key, opened
 from nnunet_kd.datasets.volumetric.volumes import VolumeCase, channel_name, convert_volumes
 from nnunet_kd.utils.errors import KDError
 
+PATIENTS = {  # of Train_Sets
+    "ct": (1, 2, 5, 6, 8, 10, 14, 16, 18, 19, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30),
+    "mr": (1, 2, 3, 5, 8, 10, 13, 15, 19, 20, 21, 22, 31, 32, 33, 34, 36, 37, 38, 39),
+}
 N_PUBLISHED = 20
 ORGANS = ("liver", "right kidney", "left kidney", "spleen")
 GRAY_RANGES = ((55, 70), (110, 135), (175, 200), (240, 255))  # of ORGANS, both ends included except liver's lower one
@@ -45,7 +49,9 @@ class _Slice:
     orientation: tuple[float, ...]
 
 
-def find_cases(source: str | Path, modality: str, sequence: str = "t1", split: str = "all") -> list[tuple]:
+def find_cases(
+    source: str | Path, modality: str, sequence: str = "t1", split: str = "all", missing: list[str] | None = None
+) -> list[tuple]:
     """The labelled studies as (case, its .dcm files, its .png files), sorted by patient.
 
     modality: "ct" or "mr"; cases are named CHAOS_CT_01, CHAOS_T1_01 or CHAOS_T2SPIR_01 by patient. Raises KDError if there
@@ -63,9 +69,14 @@ def find_cases(source: str | Path, modality: str, sequence: str = "t1", split: s
                 studies.setdefault(int(patient), ([], []))[part].append(path)
     if not studies:
         raise KDError(f"{source} holds no studies of CHAOS {name}: expected {EXPECTED.format(modality.upper())}")
-    cases, first_test = [], len(studies) - SPLITS[split]
-    for i, patient in enumerate(sorted(studies)):
-        slices, pngs = studies[patient]
+    # published patients count where some may be missing: nobody moves into the test part for another one's absence
+    patients = sorted(studies) if missing is None else sorted({*studies, *PATIENTS[modality]})
+    cases, first_test = [], len(patients) - SPLITS[split]
+    for i, patient in enumerate(patients):
+        slices, pngs = studies.get(patient, ((), ()))
+        if missing is not None and (not slices or len(slices) != len(pngs)):
+            missing.append(f"CHAOS_{name}_{patient:02d}")
+            continue
         if len(slices) != len(pngs):
             raise KDError(
                 f"patient {patient} of CHAOS {name} in {source} has {len(slices)} slices and {len(pngs)} labels: {FIX}"
@@ -88,6 +99,7 @@ def convert_ct(
     split: str = "all",
     labels: str = "liver",
     normalisation: str = "modality",
+    allow_missing: bool = False,
     overwrite: bool = False,
     name: str = "CHAOSCT",
 ) -> ConversionReport:
@@ -100,7 +112,9 @@ def convert_ct(
         raise KDError("CHAOS marks nothing but the liver in CT: use --labels liver, or leave it out")
     channel = channel_name("CT", normalisation)
     settings = {"set": "chaos_ct", "split": split, "labels": "liver", "normalisation": normalisation}
-    return _convert(source, raw, preprocessed, dataset_id, "ct", "t1", "liver", channel, settings, overwrite, name)
+    return _convert(
+        source, raw, preprocessed, dataset_id, "ct", "t1", "liver", channel, settings, overwrite, name, allow_missing
+    )
 
 
 def convert_mr(
@@ -111,6 +125,7 @@ def convert_mr(
     split: str = "all",
     sequence: str = "t1",
     labels: str = "liver",
+    allow_missing: bool = False,
     overwrite: bool = False,
     name: str | None = None,
 ) -> ConversionReport:
@@ -122,13 +137,18 @@ def convert_mr(
     check_choice("labels", labels, ("liver", "all"))
     settings = {"set": "chaos_mr", "split": split, "sequence": sequence, "labels": labels}
     name = name or f"CHAOS{sequence.upper()}"
-    return _convert(source, raw, preprocessed, dataset_id, "mr", sequence, labels, "MRI", settings, overwrite, name)
+    return _convert(
+        source, raw, preprocessed, dataset_id, "mr", sequence, labels, "MRI", settings, overwrite, name, allow_missing
+    )
 
 
-def _convert(source, raw, preprocessed, dataset_id, modality, sequence, labels, channel, settings, overwrite, name):
+def _convert(
+    source, raw, preprocessed, dataset_id, modality, sequence, labels, channel, settings, overwrite, name, allow_missing
+):
     with opened(source, raw, KEEP) as root:
-        found = find_cases(root, modality, sequence, settings["split"])
-        report = new_report(raw, preprocessed, dataset_id, name, overwrite)
+        missing = [] if allow_missing else None
+        found = find_cases(root, modality, sequence, settings["split"], missing)
+        report = new_report(raw, preprocessed, dataset_id, name, overwrite, missing_cases=missing)
         files = {case.name: (slices, pngs) for case, slices, pngs in found}
         values = np.array([0, 1, 0, 0, 0] if labels == "liver" else range(5), np.uint8)
 

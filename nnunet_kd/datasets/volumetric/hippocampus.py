@@ -16,7 +16,7 @@ import numpy as np
 import SimpleITK
 
 from nnunet_kd.datasets.nnunet_format import ConversionReport, new_dataset_folder, new_report
-from nnunet_kd.datasets.sources import SourceFiles, opened
+from nnunet_kd.datasets.sources import ALLOW_MISSING, SourceFiles, opened
 from nnunet_kd.datasets.volumetric.volumes import VolumeCase, convert_volumes, elsewhere, on_image_grid, read_volume, size_text
 from nnunet_kd.utils.errors import KDError
 
@@ -27,25 +27,32 @@ KEEP = r"dataset\.json|(?:images|labels)tr/hippocampus_\d+\.nii\.gz"
 FIX = "unpack Task04_Hippocampus.tar of the Medical Segmentation Decathlon again and give the folder Task04_Hippocampus"
 
 
-def find_cases(source: str | Path) -> list[VolumeCase]:
+def find_cases(source: str | Path, missing: list[str] | None = None) -> list[VolumeCase]:
     """The labelled cases, named as published and sorted by number; the last 60 have tag "Ts".
 
-    The published dataset.json says which there are. Raises KDError if it is missing or of another task, if a listed
-    volume or label is missing or another one is there, and if not more than 60 are labelled.
+    The published dataset.json says which there are. missing: see `sources.check_listed`. Raises KDError if it is missing or
+    of another task, if a listed volume or label is missing or another one is there, and if not more than 60 are labelled.
     """
     source = Path(source).expanduser()
-    listed = _listed(source)
+    listed, absent = _listed(source), set()
     for part in ("imagesTr", "labelsTr"):
         # not ._hippocampus_001.nii.gz, which the archive brings along
         files = {p.name for p in source.glob(f"{part}/*.nii.gz") if not p.name.startswith(".")}
         wrong = sorted(files ^ {f"{name}.nii.gz" for name in listed}, key=_number)
-        if wrong:
+        surplus = [name for name in wrong if name in files]
+        if surplus or (wrong and missing is None):
             state = "has" if wrong[0] in files else "lacks"
             raise KDError(
                 f"{source / part} {state} {wrong[0]}, against dataset.json's list ({len(files)} of {len(listed)} files): {FIX}"
+                + ("" if surplus else f", {ALLOW_MISSING}")
             )
+        absent |= {name.removesuffix(".nii.gz") for name in wrong}
     if len(listed) <= N_TEST:
         raise KDError(f"{source} holds {len(listed)} labelled volumes, of which the last {N_TEST} are for testing: {FIX}")
+    if missing is not None:
+        missing += [name for name in listed if name in absent]
+    if not set(listed[:-N_TEST]) - absent:
+        raise KDError(f"{source} holds no volume to train on: {FIX}")
     return [
         VolumeCase(
             name,
@@ -54,6 +61,7 @@ def find_cases(source: str | Path) -> list[VolumeCase]:
             tag="Tr" if i < len(listed) - N_TEST else "Ts",
         )
         for i, name in enumerate(listed)
+        if name not in absent
     ]
 
 
@@ -62,11 +70,13 @@ def convert(
     raw: str | Path,
     preprocessed: str | Path,
     dataset_id: int,
+    allow_missing: bool = False,
     overwrite: bool = False,
     name: str = "Hippocampus",
 ) -> ConversionReport:
     """Write the Hippocampus set as an nnU-Net dataset: the last 60 ids in imagesTs and labelsTs, the others in imagesTr
-    and labelsTr. Cross-validation folds are left to nnU-Net.
+    and labelsTr. Cross-validation folds are left to nnU-Net. allow_missing: leave out cases that lack a file; the others
+    keep their part.
 
     Images are copied as they are. Labels are written as uint8 with their image's geometry. Raises KDError for what is
     wrong with the source (see `find_cases` and `_read_case`) or the target folders.
@@ -74,8 +84,9 @@ def convert(
     with opened(source, raw, KEEP, parts=("imagestr", "labelstr")) as root:
         found = SourceFiles(root).find(r"dataset\.json")
         root = found[()].parent if found else root  # a folder further down
-        cases = find_cases(root)
-        report = new_report(raw, preprocessed, dataset_id, name, overwrite)
+        missing = [] if allow_missing else None
+        cases = find_cases(root, missing)
+        report = new_report(raw, preprocessed, dataset_id, name, overwrite, missing_cases=missing)
         with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
             convert_volumes(
                 folder,

@@ -37,14 +37,15 @@ MSD_KEEP = r"dataset\.json|(?:images|labels)tr/liver_\d+(?:_0000)?\.nii\.gz"
 MSD_EXPECTED = "Task03_Liver with dataset.json, imagesTr and labelsTr, or what nnUNetv2_convert_MSD_dataset made of it"
 
 
-def find_lits(source: str | Path) -> list[VolumeCase]:
-    """The labelled LiTS cases, named LiTS_000 and so on. Raises KDError if there are none or a label is missing."""
+def find_lits(source: str | Path, missing: list[str] | None = None) -> list[VolumeCase]:
+    """The labelled LiTS cases, named LiTS_000 and so on. missing: see `sources.check_pairs`. Raises KDError if there are none
+    or a label is missing."""
     files = SourceFiles(Path(source))
     images, labels = (files.find(rf"{part}-(\d+)\.nii(?:\.gz)?") for part in ("volume", "segmentation"))
-    return _pairs(source, "LiTS", images, labels, LITS_EXPECTED)
+    return _pairs(source, "LiTS", images, labels, LITS_EXPECTED, missing)
 
 
-def find_msd(source: str | Path) -> list[VolumeCase]:
+def find_msd(source: str | Path, missing: list[str] | None = None) -> list[VolumeCase]:
     """The labelled cases of Task03_Liver, named MSDLiver_000 and so on. Raises KDError as `find_lits`, or for another
     task's dataset.json."""
     files = SourceFiles(Path(source))
@@ -60,12 +61,16 @@ def find_msd(source: str | Path) -> list[VolumeCase]:
     if named.get("liver") != 1 or sorted(named.values()) != [0, 1, 2]:
         raise KDError(f"{descriptions[0]} describes another task (labels {', '.join(named)}): expected {MSD_EXPECTED}")
     images, labels = files.find(r"imagestr/liver_(\d+)(?:_0000)?\.nii\.gz"), files.find(r"labelstr/liver_(\d+)\.nii\.gz")
-    return _pairs(source, "MSDLiver", images, labels, MSD_EXPECTED)
+    return _pairs(source, "MSDLiver", images, labels, MSD_EXPECTED, missing)
 
 
-def _pairs(source, name: str, images: dict, labels: dict, expected: str) -> list[VolumeCase]:
-    check_pairs(source, images, labels, f"volumes of {name}", "label", expected)
-    return [VolumeCase(f"{name}_{int(key[0]):03d}", images[key], labels[key]) for key in images]
+def _pairs(source, name: str, images: dict, labels: dict, expected: str, missing: list[str] | None) -> list[VolumeCase]:
+    alone = None if missing is None else []
+    there = check_pairs(source, images, labels, f"volumes of {name}", "label", expected, alone)
+    if missing is not None:  # by number, those included of which there is no file at all
+        numbers = {int(key[0]) for key in there}
+        missing += [f"{name}_{n:03d}" for n in range(N_PUBLISHED) if n not in numbers]
+    return [VolumeCase(f"{name}_{int(key[0]):03d}", images[key], labels[key]) for key in there]
 
 
 def convert_lits17(
@@ -75,19 +80,21 @@ def convert_lits17(
     dataset_id: int,
     labels: str = "liver",
     normalisation: str = "modality",
+    allow_missing: bool = False,
     overwrite: bool = False,
     name: str = "LiTS17",
 ) -> ConversionReport:
     """Write LiTS17 as an nnU-Net dataset, all cases in imagesTr.
 
     labels: "liver" (tumours count as liver: the labels CHAOS has) or "all" (liver and tumour). normalisation: "modality"
-    (channel "CT") or "zscore". Geometry is the image's. Raises KDError for what is wrong with the source or the target.
+    (channel "CT") or "zscore". Geometry is the image's. allow_missing: leave out cases that lack a file. Raises KDError for
+    what is wrong with the source or the target.
     """
     return _convert(
         find_lits,
         LITS_KEEP,
         "lits17",
-        (source, raw, preprocessed, dataset_id, labels, normalisation, overwrite, name),
+        (source, raw, preprocessed, dataset_id, labels, normalisation, allow_missing, overwrite, name),
         licence="see the challenge's site",
         reference="Bilic et al., The Liver Tumor Segmentation Benchmark (LiTS), Medical Image Analysis 2023",
     )
@@ -100,6 +107,7 @@ def convert_msd_liver(
     dataset_id: int,
     labels: str = "liver",
     normalisation: str = "modality",
+    allow_missing: bool = False,
     overwrite: bool = False,
     name: str = "MSDLiver",
 ) -> ConversionReport:
@@ -109,7 +117,7 @@ def convert_msd_liver(
         find_msd,
         MSD_KEEP,
         "msd_liver",
-        (source, raw, preprocessed, dataset_id, labels, normalisation, overwrite, name),
+        (source, raw, preprocessed, dataset_id, labels, normalisation, allow_missing, overwrite, name),
         licence="CC BY-SA 4.0",
         reference="Medical Segmentation Decathlon, Task03 (IRCAD); Antonelli et al., The Medical Segmentation Decathlon, "
         "Nature Communications 2022",
@@ -117,14 +125,20 @@ def convert_msd_liver(
 
 
 def _convert(
-    find: Callable[[Path], list[VolumeCase]], keep: str, key: str, arguments: tuple, licence: str, reference: str
+    find: Callable[[Path, list[str] | None], list[VolumeCase]],
+    keep: str,
+    key: str,
+    arguments: tuple,
+    licence: str,
+    reference: str,
 ) -> ConversionReport:
-    source, raw, preprocessed, dataset_id, labels, normalisation, overwrite, name = arguments
+    source, raw, preprocessed, dataset_id, labels, normalisation, allow_missing, overwrite, name = arguments
     check_choice("labels", labels, LABELS)
     channel, (names, values) = channel_name("CT", normalisation), LABELS[labels]
     with opened(source, raw, keep, parts=("imagestr", "labelstr")) as root:
-        cases = find(root)
-        report = new_report(raw, preprocessed, dataset_id, name, overwrite)
+        missing = [] if allow_missing else None
+        cases = find(root, missing)
+        report = new_report(raw, preprocessed, dataset_id, name, overwrite, missing_cases=missing)
         moved, unscaled = [], []
 
         def read(case: VolumeCase) -> tuple[SimpleITK.Image, SimpleITK.Image]:

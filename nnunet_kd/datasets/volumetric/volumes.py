@@ -72,7 +72,7 @@ def convert_volumes(
     report.test_cases = [c.name for c in cases if c.tag == "Ts"]
     report.native_sizes = report.canvas_sizes = dict(sizes)
     report.label_values, report.label_fraction, report.label_ground = sorted(values), marked / voxels, "volume"
-    if len(cases) != published_cases:
+    if len(cases) + len(report.missing_cases or ()) != published_cases:
         report.warnings.append(f"{published_cases} labelled volumes are published, found {len(cases)}")
     write_dataset_json(
         folder,
@@ -84,6 +84,7 @@ def convert_volumes(
         reference=reference,
         description=description,
         file_ending=".nii.gz",
+        missing_cases=report.missing_cases,
     )
     content = {"dataset": report.dataset, "settings": dict(settings), "published": {"cases": published_cases}, "cases": log}
     write_json(folder / "conversion.json", content)

@@ -8,6 +8,7 @@ from PIL import Image
 
 from nnunet_kd.datasets import CONVERTERS
 from nnunet_kd.datasets.fundus.chase_db1 import convert
+from nnunet_kd.datasets.nnunet_format import folds_of_cases
 from nnunet_kd.datasets.verify import verify_dataset
 from nnunet_kd.utils.errors import KDError
 
@@ -139,8 +140,8 @@ def spoil_black_image(root: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (spoil_missing_label, r"lacks 1 labels of observer 1, the first for Image_07R.jpg"),
-        (spoil_missing_image, r"holds 27 images of CHASE_DB1 \(missing Image_07R.jpg\)"),
+        (spoil_missing_label, r"lacks 1 of the 28 labels of observer 1 of CHASE_DB1, the first of Image_07R.*--allow-missing"),
+        (spoil_missing_image, r"lacks 1 of the 28 images of CHASE_DB1, the first of Image_07R"),
         (spoil_extra_image, r"holds 29 images of CHASE_DB1 \(unexpected \['15l'\]\)"),
         (spoil_label_size, r"Image_14R_1stHO.png is 103x100 pixels, its image Image_14R.jpg 104x100"),
         (spoil_empty_label, r"Image_07R_1stHO.png is empty"),
@@ -200,3 +201,14 @@ def test_the_published_set(real_data: Path, tmp_path: Path):
     assert {w for w, _ in report.canvas_sizes} == {616}  # 512 and 10% of it, rounded up, on either side
     found = verify_dataset(report.folder)
     assert not found.problems and dict(found.rows)["native size"] == "999 x 960"
+
+
+def test_a_missing_child_changes_no_other_ones_part_or_fold(chase_tree: Path, tmp_path: Path):
+    for name in ("Image_03L.jpg", "Image_03R.jpg", "Image_12L_1stHO.png"):
+        (chase_tree / name).unlink()
+    whole = folds_of_cases([f"CHASEDB1_{i:02d}{e}" for i in range(1, 11) for e in "LR"], lambda case: case[-3:-1], 5)
+    report = convert(chase_tree, tmp_path / "raw", tmp_path / "pre", 801, fov_width=64, allow_missing=True)
+    assert len(report.train_cases) == 18 and len(report.test_cases) == 7
+    assert report.missing_cases == ["Image_03L", "Image_03R", "Image_12L"]
+    folds = json.loads((tmp_path / "pre" / report.dataset / "splits_final.json").read_text())
+    assert [f["val"] for f in folds] == [[c for c in f["val"] if "_03" not in c] for f in whole]

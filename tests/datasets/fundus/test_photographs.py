@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from nnunet_kd.datasets.fundus.photographs import find_fov, prepare, prepare_label, read_rgb
+from nnunet_kd.datasets.field_of_view import find_field_of_view
+from nnunet_kd.datasets.fundus.photographs import prepare, prepare_label, read_rgb
 from nnunet_kd.utils.errors import KDError
 
 
@@ -9,16 +10,16 @@ def test_the_field_of_view_is_found_with_dark_vessels_and_bright_specks(fundus):
     rgb, _, fov = fundus(200, 220, 90, seed=1)
     rgb[5:9, 5:9] = 200  # a speck outside, as a time stamp would be
     rgb[95:105, 100:115] = 0  # a hole inside
-    found = find_fov(rgb)
+    found = find_field_of_view(rgb).mask
     assert not found[:20, :20].any() and found[95:105, 100:115].all()
     assert 2 * (found & fov).sum() / (found.sum() + fov.sum()) > 0.98
 
 
 def test_no_field_of_view_is_an_error(disc):
     with pytest.raises(KDError, match="no field of view"):
-        find_fov(np.full((60, 60, 3), 3, np.uint8))
+        find_field_of_view(np.full((60, 60, 3), 3, np.uint8))
     with pytest.raises(KDError, match="no field of view"):
-        find_fov(disc(60, 60, 10)[..., None] * np.full((60, 60, 3), 99, np.uint8))
+        find_field_of_view(disc(60, 60, 10)[..., None] * np.full((60, 60, 3), 99, np.uint8))
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -121,7 +122,7 @@ def test_real_fields_of_view_are_discs(real_data):
     files = sorted((real_data / "CHASEDB1").glob("*.jpg"))
     assert len(files) == 28
     for file in files:
-        found = find_fov(read_rgb(file))
+        found = find_field_of_view(read_rgb(file)).mask
         rows, columns = np.nonzero(found)
         radius = np.sqrt(len(rows) / np.pi)
         distance = np.hypot(*(i - c for i, c in zip(np.indices(found.shape), (rows.mean(), columns.mean()), strict=True)))

@@ -14,6 +14,7 @@ from PIL import Image
 from nnunet_kd.cli.main import main
 from nnunet_kd.datasets import CONVERTERS
 from nnunet_kd.datasets.fundus import hrf, stare
+from nnunet_kd.datasets.verify import verify_dataset
 from nnunet_kd.utils.errors import KDError
 
 STARE = [f"STARE_{n:04d}" for n in stare.NUMBERS]
@@ -53,12 +54,48 @@ def test_stare(stare_tree: Path, tmp_path: Path, nnunet_accepts):
     assert abs(np.flatnonzero(fov.any(axis=0)).size - 40) <= 1  # found, as none is published
 
 
-def test_a_border_that_is_not_black_is_a_warning(stare_tree: Path, tmp_path: Path):
+def test_a_surround_that_is_not_black_is_no_field(stare_tree: Path, tmp_path: Path):
     image = stare_tree / "stare-images" / "im0044.ppm.gz"
     rgb = np.asarray(Image.open(gzip.open(image)).convert("RGB"))
     write_ppm(image, np.maximum(rgb, 30))
     report = run_stare(stare_tree, tmp_path)
-    assert "fills nearly all of 1 image(s) (first STARE_0044)" in report.text()
+    entry = json.loads((report.folder / "conversion.json").read_text())["cases"]["STARE_0044"]
+    assert entry["scale"] == pytest.approx(40 / 56, rel=0.05) and "doubtful" not in report.text()
+
+
+def test_masks_beside_the_images_are_used_on_request_only(stare_tree: Path, tmp_path: Path):
+    (stare_tree / "third-party-masks").mkdir()
+    mask = np.zeros((60, 70), np.uint8)
+    mask[10:50, 10:60] = 255
+    for n in stare.NUMBERS:
+        write_ppm(stare_tree / "third-party-masks" / f"im{n:04d}.ppm.gz", mask)
+    found = run_stare(stare_tree, tmp_path).folder
+    given = run_stare(stare_tree, tmp_path, overwrite=True, fov_masks=Path("third-party-masks")).folder
+    assert given == found
+    log = json.loads((given / "conversion.json").read_text())
+    assert all(c["crop_box"] == [10, 10, 50, 60] and "field_of_view" not in c for c in log["cases"].values())
+    assert log["cases"]["STARE_0001"]["source"]["fov"] == "third-party-masks/im0001.ppm.gz"
+    with pytest.raises(KDError, match="labels-ah holds no masks|holds no masks named as the images are"):
+        run_stare(stare_tree, tmp_path, overwrite=True, fov_masks=tmp_path / "nowhere")
+    (stare_tree / "third-party-masks" / "im0005.ppm.gz").unlink()
+    with pytest.raises(KDError, match="lacks 1 of the 20 field-of-view masks of STARE, the first of im0005"):
+        run_stare(stare_tree, tmp_path, overwrite=True, fov_masks=Path("third-party-masks"))
+
+
+def test_what_is_missing_is_left_out_on_request_and_named_everywhere(stare_tree: Path, tmp_path: Path, monkeypatch, capsys):
+    (stare_tree / "stare-images" / "im0162.ppm.gz").unlink()
+    (stare_tree / "labels-ah" / "im0003.ah.ppm.gz").unlink()
+    monkeypatch.setenv("nnUNet_raw", str(tmp_path / "raw"))
+    monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "pre"))
+    command = ["convert", "stare", str(stare_tree), "--dataset-id", "805"]
+    assert main(command) == 2
+    assert "convert the rest with --allow-missing" in capsys.readouterr().err
+    assert main([*command, "--allow-missing"]) == 0
+    said = "warning: 2 missing in the source and left out: im0003, im0162"
+    assert said in capsys.readouterr().out
+    folder = tmp_path / "raw" / "Dataset805_STARE"
+    assert json.loads((folder / "dataset.json").read_text())["missing_cases"] == ["im0003", "im0162"]
+    assert said in (text := verify_dataset(folder).text()) and "are published, found" not in text
 
 
 def test_stare_as_archives_is_the_same(stare_tree: Path, tmp_path: Path):
@@ -182,3 +219,17 @@ def test_a_wrong_hrf_is_one_line(hrf_tree: Path, tmp_path: Path):
     with pytest.raises(KDError, match="lacks 1 of the 45 field-of-view masks of HRF, the first of 15_dr") as error:
         run_hrf(hrf_tree / "images", tmp_path)  # one folder too low
     assert "\n" not in str(error.value) and not list(tmp_path.glob("raw/*"))
+
+
+def test_a_missing_image_of_hrf_moves_no_other_one(hrf_tree: Path, tmp_path: Path, nnunet_accepts):
+    for name in ("images/01_h.jpg", "manual1/03_dr.tif", "mask/12_g_mask.tif"):
+        (hrf_tree / name).unlink()
+    report = run_hrf(hrf_tree, tmp_path, allow_missing=True)
+    assert sorted(report.missing_cases) == ["01_h", "03_dr", "12_g"]
+    gone = {"HRF_h_01", "HRF_dr_03"}
+    assert report.train_cases == sorted({f"HRF_{c}_{n:02d}" for c in hrf.CLASSES for n in range(1, 6)} - gone)
+    assert len(report.test_cases) == 29
+    folds = json.loads((tmp_path / "pre" / "Dataset806_HRF" / "splits_final.json").read_text())
+    assert [sorted({c[-2:] for c in fold["val"]}) for fold in folds] == [[f"{n:02d}"] for n in range(1, 6)]
+    assert not gone & {c for fold in folds for c in fold["train"] + fold["val"]}
+    nnunet_accepts(report.folder)

@@ -248,3 +248,12 @@ def test_patients_are_split_and_wrong_choices_named(mr_tree: Path, ct_tree: Path
         run_mr(mr_tree, tmp_path, sequence="t3")
     with pytest.raises(KDError, match="unknown labels 'spleen'"):
         run_mr(mr_tree, tmp_path, labels="spleen")
+
+
+def test_a_missing_patient_moves_no_other_one_to_the_test_part(ct_tree: Path, tmp_path: Path):
+    folder = ct_tree / "Train_Sets" / "CT"
+    next((folder / "2" / "Ground").glob("*.png")).unlink()
+    shutil.copytree(folder / "10", folder / "26")
+    report = convert_ct(ct_tree, tmp_path / "raw", tmp_path / "pre", 810, split="last5test", allow_missing=True)
+    assert report.train_cases == ["CHAOS_CT_01", "CHAOS_CT_10"] and report.test_cases == ["CHAOS_CT_26"]
+    assert len(report.missing_cases) == 17 and "CHAOS_CT_02" in report.missing_cases

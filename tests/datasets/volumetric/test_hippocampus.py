@@ -205,6 +205,16 @@ def test_a_wrong_source_is_one_line_with_the_fix_and_leaves_nothing(tree: Path, 
     assert not list(tmp_path.glob("raw/*")) and not list(tmp_path.glob("pre/*"))
 
 
+def test_a_missing_volume_is_left_out_on_request_and_moves_no_other_one(tree: Path, tmp_path: Path):
+    whole = run(tree, tmp_path)
+    gone = [whole.train_cases[0], whole.test_cases[-1]]
+    (tree / "imagesTr" / f"{gone[0]}.nii.gz").unlink()
+    (tree / "labelsTr" / f"{gone[1]}.nii.gz").unlink()
+    report = run(tree, tmp_path, overwrite=True, allow_missing=True)
+    assert report.missing_cases == gone
+    assert report.train_cases == whole.train_cases[1:] and report.test_cases == whole.test_cases[:-1]
+
+
 def test_a_missing_folder_is_an_error(tmp_path: Path):
     with pytest.raises(KDError, match="nowhere is not a folder or an archive"):
         run(tmp_path / "nowhere", tmp_path)

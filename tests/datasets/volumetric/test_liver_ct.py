@@ -182,3 +182,10 @@ def test_another_task_of_the_decathlon_is_refused(tmp_path: Path):
     (root / "dataset.json").unlink()
     with pytest.raises(KDError, match="holds no dataset.json of the Decathlon's Task03"):
         run_msd()
+
+
+def test_a_scan_without_a_label_is_left_out_on_request(lits_tree: Path, tmp_path: Path):
+    spoil_missing(lits_tree)
+    report = run(lits_tree, tmp_path, allow_missing=True)
+    assert report.train_cases == ["LiTS_000", "LiTS_002", "LiTS_028"] and len(report.missing_cases) == 128
+    assert "LiTS_010" in report.missing_cases and "are published, found" not in report.text()
