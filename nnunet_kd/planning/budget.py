@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from nnunet_kd.deploy.runner.predictor import available_cpus
-from nnunet_kd.networks.cost import count_flops, count_parameters, input_channels, pareto_front
+from nnunet_kd.networks.cost import count_flops, count_parameters, input_channels
 from nnunet_kd.nnunet_io.configurations import features_of, set_convs, set_features
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network
 from nnunet_kd.planning.latency import installed_backends, measure_in_turn
+from nnunet_kd.planning.pareto import pareto_front
 from nnunet_kd.planning.plans import student_base
+from nnunet_kd.utils.environment import available_cpus
 from nnunet_kd.utils.errors import KDError
 
 WIDTHS = [2 ** (-4 + i / 3) for i in range(12)]  # factors on the teacher's features: 1/16 to 0.79

@@ -10,11 +10,12 @@ from skimage.io import imread
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_kd.cli.main import main
-from nnunet_kd.networks.cost import count_flops, count_parameters, pareto_front
+from nnunet_kd.networks.cost import count_flops, count_parameters
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network, read_model_folder
 from nnunet_kd.planning import budget
 from nnunet_kd.planning.budget import Budget, Candidate, Proposal, parse_count, parse_milliseconds, propose
 from nnunet_kd.planning.latency import measure_in_turn, peak_memory
+from nnunet_kd.planning.pareto import pareto_front
 from nnunet_kd.planning.plans import plan_student
 from nnunet_kd.utils.errors import KDError
 
