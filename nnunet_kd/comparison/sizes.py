@@ -62,7 +62,9 @@ def templates_of(settings: CompareSettings, folder: Path) -> dict[Size, dict]:
         return templates
     plans = json.loads(json.dumps(draft_teacher(plain, base, dataset_json).plans))  # as they would be read from a file
     trained = f"{PLAIN}__{plans['plans_name']}__{settings.configuration}"  # where nnU-Net would train it
-    teacher = ModelFolder(Path(os.environ["nnUNet_results"], folder.name, trained), plans, dataset_json, settings.configuration)
+    teacher = ModelFolder(
+        Path(os.environ.get("nnUNet_results", "."), folder.name, trained), plans, dataset_json, settings.configuration
+    )
     usual = StudentRequest(teacher=teacher.path, **dataclasses.asdict(settings.student), **common)
     for size in (size for size in sizes if size.role == "student"):
         request = dataclasses.replace(usual, **size.given)

@@ -209,6 +209,8 @@ def _network(plans: dict, dataset_json: dict, configuration: str) -> nn.Module:
 
 def relative_to_results(path: Path) -> str:
     """A model folder as plans name it: relative to nnUNet_results where it lies in it, else absolute."""
-    results = Path(str(nnUNet_results)).resolve()
     path = path.resolve()
+    if not nnUNet_results.is_set():
+        return str(path)
+    results = Path(str(nnUNet_results)).resolve()
     return str(path.relative_to(results)) if path.is_relative_to(results) else str(path)
