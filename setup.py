@@ -22,6 +22,7 @@ setup(
     packages=[*find_packages(include=["nnunet_kd*"]), "nnunet_kd.trainers"],
     package_dir={"nnunet_kd.trainers": "trainers"},
     package_data={
+        "nnunet_kd": ["py.typed"],
         "nnunet_kd.evaluation.report": ["templates/*.j2"],
         "nnunet_kd.deploy.runner": ["requirements.txt", "README.md"],  # the export copies them with the runner
     },

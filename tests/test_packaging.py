@@ -142,6 +142,7 @@ def test_the_wheel_holds_the_trainers_and_works_where_it_is_installed(tmp_path):
     assert {f"nnunet_kd/trainers/{shim}.py" for shim in SHIMS} <= names
     templates = {str(file.relative_to(ROOT)) for file in (ROOT / "nnunet_kd").rglob("*.j2")}
     assert templates | {f"nnunet_kd/deploy/runner/{name}" for name in ("README.md", "requirements.txt")} <= names
+    assert "nnunet_kd/py.typed" in names
     assert {name.split("/")[0] for name in names} == {"nnunet_kd", f"nnunet_kd-{nnunet_kd.__version__}.dist-info"}
     assert any(name.endswith("/LICENSE") for name in names)
 

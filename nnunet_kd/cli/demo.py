@@ -281,7 +281,7 @@ def _evaluate(
     start: float,
 ) -> dict:
     from nnunet_kd.evaluation.domains import parse_domain
-    from nnunet_kd.evaluation.evaluate import Model, evaluate
+    from nnunet_kd.evaluation.evaluate import EvaluationRequest, Model, evaluate
     from nnunet_kd.evaluation.report.report import write_report
 
     raw = work / "raw"
@@ -296,7 +296,9 @@ def _evaluate(
         "docs/results.md shows five seeds."
     )
     listed = [Model(n, models / n, trained[n], {d.name: predictions / n for d in domains}, None) for n in TRAINERS]
-    report = evaluate(listed, domains, out, title=title, commands=commands, seed=seed, bootstrap=scale.bootstrap, note=note)
+    report = evaluate(
+        EvaluationRequest(listed, domains, out, title=title, commands=commands, seed=seed, bootstrap=scale.bootstrap, note=note)
+    )
     for entry in report["models"]:
         entry["description"] = DESCRIPTIONS[entry["name"]]
     report["seconds"] = time.time() - start

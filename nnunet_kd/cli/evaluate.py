@@ -46,7 +46,7 @@ def _evaluate(o) -> None:
     import os
 
     from nnunet_kd.evaluation.domains import parse_domain
-    from nnunet_kd.evaluation.evaluate import Model, evaluate
+    from nnunet_kd.evaluation.evaluate import EvaluationRequest, Model, evaluate
     from nnunet_kd.evaluation.report.report import print_table, write_report
     from nnunet_kd.nnunet_io.model_folder import resolve_folder
 
@@ -58,19 +58,21 @@ def _evaluate(o) -> None:
         models.append(Model(name, resolve_folder(folder)))
     domains = [parse_domain(d, Path(os.environ.get("nnUNet_raw", "."))) for d in o.domain]
     report = evaluate(
-        models,
-        domains,
-        o.out,
-        o.fold,
-        o.checkpoint,
-        o.device,
-        o.title,
-        [o.command_line],
-        bootstrap=o.bootstrap,
-        distances=o.fsd,
-        auc=o.auc,
-        tolerance=o.tolerance,
-        workers=o.np,
+        EvaluationRequest(
+            models,
+            domains,
+            o.out,
+            o.fold,
+            o.checkpoint,
+            o.device,
+            o.title,
+            [o.command_line],
+            bootstrap=o.bootstrap,
+            distances=o.fsd,
+            auc=o.auc,
+            tolerance=o.tolerance,
+            workers=o.np,
+        )
     )
     page = write_report(report, o.out, o.title, domains)
     print(print_table(report))
@@ -147,12 +149,13 @@ def _fsd(o) -> None:
     import os
 
     from nnunet_kd.evaluation.domains import parse_domain
-    from nnunet_kd.evaluation.fsd.compare import check_domains, compare_models, prepare_runs
+    from nnunet_kd.evaluation.fsd.compare import RunsRequest, check_domains, compare_models, prepare_runs
     from nnunet_kd.evaluation.fsd.vector_files import save_vectors
     from nnunet_kd.evaluation.report.figures import fsd_bars
     from nnunet_kd.evaluation.report.report import json_ready
     from nnunet_kd.evaluation.report.vector_map import vector_map
     from nnunet_kd.nnunet_io.model_folder import resolve_folder
+    from nnunet_kd.nnunet_io.trained_fold import OpenedFolds
     from nnunet_kd.utils.files import write_json
 
     models: dict[str, Path] = {}
@@ -168,17 +171,11 @@ def _fsd(o) -> None:
     source, *targets = (parse_domain(d, raw, labelled=False) for d in (o.source, *o.target))
     check_domains(source, targets)
     beside = o.out.with_suffix("") if o.out else None
-    runs = prepare_runs(
-        models,
-        o.msan,
-        o.preset,
-        o.fit_steps,
-        o.seed,
-        o.fold,
-        o.checkpoint,
-        tuple(o.networks),
-        beside.with_name(f"{beside.name}_msan") if beside else None,
-    )
+    cache = beside.with_name(f"{beside.name}_msan") if beside else None
+    request = RunsRequest(o.msan, o.preset, o.fit_steps, o.seed, tuple(o.networks), cache)
+    opened = OpenedFolds()
+    folds = {name: opened.open(folder, o.fold, o.checkpoint) for name, folder in models.items()}
+    runs = prepare_runs(folds, request, opened.open)
     semantics = compare_models(runs, source, targets, tuple(o.networks), o.bootstrap, o.seed, teacher=o.teacher)
     for row in semantics.rows:
         low, high = row["kernel_interval"]

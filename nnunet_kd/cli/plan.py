@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from nnunet_kd.utils.errors import KDError
 
 
@@ -51,8 +53,8 @@ def _add_budget_options(p) -> None:
     p.add_argument("--threads", type=int, metavar="N", help="budget and --list: CPU threads (default: all CPUs)")
 
 
-def _propose(o):
-    """The proposal for the budget on the command line; None without a budget and --list."""
+def _propose(o, request):
+    """The proposal for the budget on the command line and what was requested; None without a budget and --list."""
     limits = {"max_params": o.max_params, "max_flops": o.max_flops, "max_latency": o.max_latency}
     given = [f"--{name.replace('_', '-')}" for name, value in limits.items() if value is not None]
     if not given and not o.list:
@@ -64,8 +66,6 @@ def _propose(o):
             raise KDError(f"--{flag} and {(given or ['--list'])[0]} both choose the student's features: leave one out")
     if o.threads is not None and o.threads < 1:
         raise KDError(f"--threads {o.threads} must be at least 1")
-    if o.teacher is None:
-        raise KDError("--teacher FOLDER is missing: name the trained teacher's model folder (or use --role teacher)")
     from nnunet_kd.planning.budget import Budget, parse_count, parse_milliseconds, propose
     from nnunet_kd.planning.budget_report import proposal_table
 
@@ -74,13 +74,49 @@ def _propose(o):
         None if o.max_flops is None else parse_count(o.max_flops, "--max-flops"),
         None if o.max_latency is None else parse_milliseconds(o.max_latency, "--max-latency"),
     )
-    checkpoint = o.teacher_checkpoint or "checkpoint_final.pth"
-    proposal = propose(o.dataset, o.configuration, o.teacher, budget, o.depth, o.convs, o.base_plans, checkpoint, o.threads)
+    proposal = propose(request, budget, o.threads)
     print(proposal_table(proposal))
     if proposal.chosen is not None:
         clock = f" (the time in {proposal.judge})" if budget.milliseconds is not None else ""
         print(f"\n{proposal.chosen.name}: the most parameters that meet {budget}{clock}")
     return proposal
+
+
+def _request(o):
+    """What the command line asks planning for."""
+    from nnunet_kd.planning.requests import StudentRequest, TeacherRequest
+
+    common = dict(
+        dataset=o.dataset,
+        configuration=o.configuration,
+        features=o.features,
+        iterations=o.iterations,
+        epochs=o.epochs,
+        cpu_precision=o.cpu_precision,
+        initial_lr=o.initial_lr,
+        seed=o.seed,
+        previous_stage=o.previous_stage,
+        name=o.name,
+        overwrite=o.overwrite,
+    )
+    if o.role == "teacher":
+        return TeacherRequest(
+            base_plans=o.base_plans or "nnUNetPlans", patch_size=o.patch_size, batch_size=o.batch_size, **common
+        )
+    if o.teacher is None:
+        raise KDError("--teacher FOLDER is missing: name the trained teacher's model folder (or use --role teacher)")
+    folds = [int(f) if f.isdigit() else f for f in o.teacher_fold or ["same"]]
+    return StudentRequest(
+        teacher=o.teacher,
+        width=0.25 if o.width is None else o.width,
+        preset=o.preset,
+        base_plans=o.base_plans,
+        depth=o.depth,
+        convs=o.convs,
+        teacher_fold=folds if len(folds) > 1 else folds[0],
+        teacher_checkpoint=o.teacher_checkpoint or "checkpoint_final.pth",
+        **common,
+    )
 
 
 def _plan(o) -> None:
@@ -108,7 +144,8 @@ def _plan(o) -> None:
         raise KDError("--width and --features both set the student's features: leave one out")
     if o.depth is not None and o.features is not None:
         raise KDError("--depth and --features both set the number of stages: leave one out")
-    proposal = _propose(o)
+    request = _request(o)
+    proposal = _propose(o, request) if o.role == "student" else None
     if o.list:
         return
     import torch
@@ -116,41 +153,14 @@ def _plan(o) -> None:
     from nnunet_kd.networks.cost import cost_table
     from nnunet_kd.planning.plans import plan_student, plan_teacher
 
-    common = dict(
-        features=o.features,
-        iterations=o.iterations,
-        epochs=o.epochs,
-        cpu_precision=o.cpu_precision,
-        initial_lr=o.initial_lr,
-        seed=o.seed,
-        previous_stage=o.previous_stage,
-        name=o.name,
-        overwrite=o.overwrite,
-    )
     if o.role == "teacher":
-        base = o.base_plans or "nnUNetPlans"
-        planned = plan_teacher(o.dataset, o.configuration, base, o.patch_size, o.batch_size, **common)
+        planned = plan_teacher(request)
         trainers = ["nnUNetTrainerScheduled"]
     else:
-        if o.teacher is None:
-            raise KDError("--teacher FOLDER is missing: name the trained teacher's model folder (or use --role teacher)")
-        folds = [int(f) if f.isdigit() else f for f in o.teacher_fold or ["same"]]
-        width = 0.25 if o.width is None else o.width
         if proposal is not None:
-            common["features"] = proposal.chosen.features
-        planned = plan_student(
-            o.dataset,
-            o.configuration,
-            o.teacher,
-            width,
-            preset=o.preset,
-            base_plans=o.base_plans,
-            depth=o.depth,
-            convs=proposal.chosen.convs if proposal else o.convs,
-            teacher_fold=folds if len(folds) > 1 else folds[0],
-            teacher_checkpoint=o.teacher_checkpoint or "checkpoint_final.pth",
-            **common,
-        )
+            request = dataclasses.replace(request, features=proposal.chosen.features, convs=proposal.chosen.convs)
+        planned = plan_student(request)
+        folds = o.teacher_fold or ["same"]
         # plans that name a preset do not fit a trainer that stands for another one, the control's included
         # and several folds, or a transformer, have no features that MSANs could read
         features = len(folds) == 1 and planned.plans["nnunet_kd"]["teacher"]["stages"]["channels"]

@@ -23,7 +23,8 @@ from nnunet_kd.evaluation.domains import Domain, parse_domain
 from nnunet_kd.evaluation.predict import check_images
 from nnunet_kd.networks.cost import count_parameters
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network
-from nnunet_kd.planning.plans import TEACHER_PLANS, plans_name, preprocessed_folder
+from nnunet_kd.planning.drafts import TEACHER_PLANS, plans_name
+from nnunet_kd.planning.plans import preprocessed_folder
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
 
@@ -88,10 +89,10 @@ class Run:
     @property
     def plans_names(self) -> list[str]:
         """Names its plans may have, in order of preference. The hash keeps trainings of other settings apart."""
-        own = f"KD_{slug(self.method)}_{'_'.join(map(str, self.features))}_{self.config_hash}"
+        hashed = f"KD_{slug(self.method)}_{'_'.join(map(str, self.features))}_{self.config_hash}"
         # the plain teacher is also the one that `nnunet-kd plan --role teacher` names
         usual = [TEACHER_PLANS] if self.method == "teacher" else []
-        return [plans_name(name, self.seed) for name in (*usual, own)]
+        return [plans_name(name, self.seed) for name in (*usual, hashed)]
 
     @property
     def iterations(self) -> int:
@@ -112,8 +113,8 @@ class Comparison:
 
     def domains_of(self, run: Run) -> list[Domain]:
         """The domains that a run is evaluated on."""
-        own = self.domains[run.source.name, run.fold]
-        chosen = ((d, self.settings.domains[name].methods) for name, d in own.items())
+        domains = self.domains[run.source.name, run.fold]
+        chosen = ((d, self.settings.domains[name].methods) for name, d in domains.items())
         return [d for d, methods in chosen if methods is None or run.method in methods]
 
 
@@ -267,7 +268,7 @@ def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _domains(settings: CompareSettings, source: Source, fold: int) -> dict[str, Domain]:
     dataset_json = json.loads((source.preprocessed / "dataset.json").read_text(encoding="utf-8"))
-    found = {}
+    domains = {}
     for name, d in settings.domains.items():
         if d.sources is not None and source.name not in d.sources:
             continue
@@ -283,10 +284,10 @@ def _domains(settings: CompareSettings, source: Source, fold: int) -> dict[str, 
         for case in domain.cases:
             cluster_of(settings, name, case)
         check_images(domain, dataset_json)
-        found[name] = domain
-    if not found:
+        domains[name] = domain
+    if not domains:
         raise KDError(f"{settings.file}: no domain is for source {source.name}: name it in the `sources` of one")
-    return found
+    return domains
 
 
 def _validation_cases(folder: Path, settings: CompareSettings, fold: int) -> set[str]:

@@ -3,78 +3,70 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from nnunet_kd.comparison.settings import CompareSettings, MethodSettings
-from nnunet_kd.planning.plans import plan_student, plan_teacher
-from nnunet_kd.utils.errors import KDError
+from nnunet_kd.nnunet_io.model_folder import ModelFolder
+from nnunet_kd.planning.drafts import draft_student, draft_teacher, student_base
+from nnunet_kd.planning.plans import read_dataset_json, read_plans
+from nnunet_kd.planning.requests import StudentRequest, TeacherRequest
 
 FINAL = "checkpoint_final.pth"
 PLAIN = "nnUNetTrainerScheduled"
-Size = tuple[str, int | None, tuple[int, ...] | None]  # role, iterations and features where a method has its own
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What tells a method's plans from another's: its role, and the length and width where it has its own."""
+
+    role: str
+    iterations: int | None
+    features: tuple[int, ...] | None
+
+    @property
+    def given(self) -> dict:
+        """The fields of a request that it sets."""
+        fields = {"iterations": self.iterations, "features": self.features and list(self.features)}
+        return {k: v for k, v in fields.items() if v is not None}
 
 
 def size_of(method: MethodSettings) -> Size:
     """The key of a method's template."""
-    return method.role, method.iterations, None if method.features is None else tuple(method.features)
+    return Size(method.role, method.iterations, None if method.features is None else tuple(method.features))
 
 
 def templates_of(settings: CompareSettings, folder: Path) -> dict[Size, dict]:
-    """The plans of a plain teacher and of a student, for every length and width that a method asks for, by the package's own
-    planning in a scratch copy of the folders.
+    """The plans of a plain teacher and of a student, for every length and width that a method asks for.
 
-    Student plans come out of a trained folder, and nothing may be trained or overwritten yet: hence the copy.
+    Drafted in memory: nothing may be trained or overwritten yet.
+
+    Args:
+        folder: the data set's preprocessed folder.
     """
-    base = folder / "nnUNetPlans.json"
-    if not base.is_file():
-        raise KDError(f"{base} does not exist: run `nnUNetv2_plan_and_preprocess -d {folder.name}` first")
+    base, dataset_json = read_plans(folder), read_dataset_json(folder)
     sizes = list(dict.fromkeys(size_of(m) for m in settings.methods.values()))
-    with tempfile.TemporaryDirectory() as scratch:
-        preprocessed, results = Path(scratch, "preprocessed", folder.name), Path(scratch, "results", folder.name)
-        preprocessed.mkdir(parents=True)
-        for file in (base, folder / "dataset.json"):
-            shutil.copy(file, preprocessed)
-        with _environment(nnUNet_preprocessed=str(preprocessed.parent), nnUNet_results=str(results.parent)):
-            common = {"cpu_precision": settings.cpu_precision, "overwrite": True}
-            plain = dataclasses.asdict(settings.teacher)
-            plans = {
-                size: plan_teacher(
-                    folder.name, settings.configuration, **plain | _given({"iterations": size[1]}), **common
-                ).plans
-                for size in sizes
-                if size[0] == "teacher"
-            }
-            if settings.student is not None:
-                teacher = plan_teacher(folder.name, settings.configuration, **plain, **common)
-                model = results / f"{PLAIN}__{teacher.plans_name}__{settings.configuration}"
-                (model / f"fold_{settings.all_folds[0]}").mkdir(parents=True)
-                (model / f"fold_{settings.all_folds[0]}" / FINAL).touch()
-                shutil.copy(teacher.file, model / "plans.json")
-                shutil.copy(folder / "dataset.json", model)
-                usual = dataclasses.asdict(settings.student)
-                for size in (size for size in sizes if size[0] == "student"):
-                    own = _given({"iterations": size[1], "features": size[2] and list(size[2])})
-                    planned = plan_student(folder.name, settings.configuration, model, **usual | own, **common)
-                    plans[size] = planned.plans
-    return plans
-
-
-def _given(values: dict) -> dict:
-    return {k: v for k, v in values.items() if v is not None}
-
-
-@contextmanager
-def _environment(**changes: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in changes}
-    os.environ.update(changes)
-    try:
-        yield
-    finally:
-        os.environ.update({k: v for k, v in before.items() if v is not None})
-        for name in (k for k, v in before.items() if v is None):
-            del os.environ[name]
+    common = {
+        "dataset": folder.name,
+        "configuration": settings.configuration,
+        "cpu_precision": settings.cpu_precision,
+    }
+    plain = TeacherRequest(**dataclasses.asdict(settings.teacher), **common)
+    templates = {
+        size: draft_teacher(dataclasses.replace(plain, **size.given), base, dataset_json).plans
+        for size in sizes
+        if size.role == "teacher"
+    }
+    if settings.student is None:
+        return templates
+    plans = json.loads(json.dumps(draft_teacher(plain, base, dataset_json).plans))  # as they would be read from a file
+    trained = f"{PLAIN}__{plans['plans_name']}__{settings.configuration}"  # where nnU-Net would train it
+    teacher = ModelFolder(
+        Path(os.environ.get("nnUNet_results", "."), folder.name, trained), plans, dataset_json, settings.configuration
+    )
+    usual = StudentRequest(teacher=teacher.path, **dataclasses.asdict(settings.student), **common)
+    for size in (size for size in sizes if size.role == "student"):
+        request = dataclasses.replace(usual, **size.given)
+        templates[size] = draft_student(request, student_base(teacher, settings.configuration, dataset_json)).plans
+    return templates

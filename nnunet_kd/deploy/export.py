@@ -22,15 +22,16 @@ from nnunet_kd.deploy.model_card import model_card
 from nnunet_kd.deploy.openvino_folder import OpenVINO, add_openvino, check_openvino
 from nnunet_kd.deploy.runner_export import add_runner
 from nnunet_kd.networks.cost import count_parameters
-from nnunet_kd.nnunet_io.checkpoints import load_checkpoint, save_atomically
-from nnunet_kd.nnunet_io.model_folder import ModelFolder, load_network, read_model_folder
+from nnunet_kd.nnunet_io.checkpoints import save_atomically
+from nnunet_kd.nnunet_io.model_folder import ModelFolder, read_model_folder
+from nnunet_kd.nnunet_io.trained_fold import FINAL, OpenFold, TrainedFold
 from nnunet_kd.training import distillation as trainers
 from nnunet_kd.training import named as named_trainers
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError, first_line
 
 STOCK_TRAINER = "nnUNetTrainer"
-CHECKPOINT = "checkpoint_final.pth"  # the name nnUNetv2_predict looks for
+CHECKPOINT = FINAL  # the name nnUNetv2_predict looks for
 
 
 def export_model(
@@ -42,6 +43,7 @@ def export_model(
     overwrite: bool = False,
     onnx: bool = False,
     openvino: OpenVINO | None = None,
+    open_fold: OpenFold = TrainedFold.open,
 ) -> Path:
     """Write `out`, a stock nnU-Net model folder, from nnU-Net's training folder TRAINER__PLANS__CONFIGURATION.
 
@@ -56,6 +58,7 @@ def export_model(
         overwrite: replace `out`, if it is a model folder.
         onnx: add what prediction without nnU-Net needs: fold_X.onnx, model.json and the runner (runner_export.py).
         openvino: add OpenVINO files too (openvino_folder.py); needs `onnx`.
+        open_fold: how the folds are opened.
 
     Raises:
         KDError: a folder or checkpoint is missing, damaged or foreign; `out` exists; the network
@@ -64,10 +67,10 @@ def export_model(
     model = read_model_folder(training_folder)
     out = Path(out)
     _check_target(out, model.path, overwrite)
-    contents = {str(fold): load_checkpoint(model.checkpoint(fold, checkpoint)) for fold in folds}
-    for fold, content in contents.items():
-        _check_belongs(content, model, model.checkpoint(fold, checkpoint))
-    trainer = next(iter(contents.values()))["trainer_name"]
+    trained = [open_fold(model, fold, checkpoint) for fold in folds]
+    for fold in trained:
+        _check_belongs(fold)
+    contents, trainer = {fold.fold: fold.content for fold in trained}, trained[0].trainer_name
     if openvino is not None:
         check_openvino(openvino, model, list(contents))
 
@@ -78,7 +81,7 @@ def export_model(
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         _write_model(temporary, model, plans, dataset_json, contents)
-        network = _verify(temporary, model, checkpoint, contents)
+        network = _verify(temporary, trained)
         if onnx:
             add_runner(temporary, network, plans, dataset_json, model.configuration, contents)
         size = sum(file.stat().st_size for file in temporary.glob("fold_*/*.pth"))
@@ -117,14 +120,14 @@ def _check_target(out: Path, training_folder: Path, overwrite: bool) -> None:
         raise KDError(f"{out} is no model folder, so --overwrite leaves it alone: export to another folder")
 
 
-def _check_belongs(content: dict, model: ModelFolder, file: Path) -> None:
-    arguments = content["init_args"]
+def _check_belongs(fold: TrainedFold) -> None:
+    model, arguments = fold.model, fold.content["init_args"]
     plans = arguments.get("plans", {})
     trained = (plans.get("dataset_name", "?"), plans.get("plans_name", "?"), arguments.get("configuration", "?"))
     expected = (model.plans["dataset_name"], model.plans["plans_name"], model.configuration)
     if trained != expected:
         raise KDError(
-            f"{file} was trained with {' '.join(trained)}, its folder is of {' '.join(expected)}: "
+            f"{fold.file} was trained with {' '.join(trained)}, its folder is of {' '.join(expected)}: "
             "put the file back that belongs there"
         )
 
@@ -191,33 +194,33 @@ def _write_model(folder: Path, model: ModelFolder, plans: dict, dataset_json: di
         save_atomically(stock, folder / f"fold_{fold}" / CHECKPOINT)
 
 
-def _verify(folder: Path, model: ModelFolder, checkpoint: str, contents: dict[str, dict]) -> nn.Module:
+def _verify(folder: Path, folds: list[TrainedFold]) -> nn.Module:
     """Compare stock nnU-Net's logits on the exported folder with the training's, fold by fold. Returns the network."""
     with redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
         with _environment(nnUNet_extTrainer=None, nnUNet_compile=None):
             predictor = nnUNetPredictor(device=torch.device("cpu"))
-            try:
-                predictor.initialize_from_trained_model_folder(str(folder), tuple(contents), CHECKPOINT)
+            try:  # from the files: that they are read by nnU-Net itself is what is verified
+                predictor.initialize_from_trained_model_folder(str(folder), tuple(fold.fold for fold in folds), CHECKPOINT)
             except (RuntimeError, KeyError) as error:
-                raise _not_stock(model, error) from error
+                raise _not_stock(folds[0].model, error) from error
         known = [str(trainers_path()), *filter(None, [os.environ.get("nnUNet_extTrainer")])]
         with _environment(nnUNet_extTrainer=os.pathsep.join(known)):
-            trained = [load_network(model, fold, checkpoint) for fold in contents]
+            references = [fold.network() for fold in folds]
 
     plans, configuration = predictor.plans_manager, predictor.configuration_manager
     channels = determine_num_input_channels(plans, configuration, predictor.dataset_json)
     x = torch.randn(1, channels, *configuration.patch_size, generator=torch.Generator().manual_seed(0))
     exported = predictor.network.eval()
     with torch.inference_mode():
-        for fold, weights, reference in zip(contents, predictor.list_of_parameters, trained, strict=True):
+        for fold, weights, reference in zip(folds, predictor.list_of_parameters, references, strict=True):
             try:
                 exported.load_state_dict(weights)
             except (RuntimeError, KeyError) as error:
-                raise _not_stock(model, error) from error
+                raise _not_stock(fold.model, error) from error
             if not torch.equal(exported(x), reference(x)):
                 raise KDError(
-                    f"the exported fold {fold} of {model.path} does not predict as it was trained: its trainer builds "
-                    "another network than nnU-Net does from the same plans, which stock nnU-Net cannot run"
+                    f"the exported fold {fold.fold} of {fold.model.path} does not predict as it was trained: its trainer "
+                    "builds another network than nnU-Net does from the same plans, which stock nnU-Net cannot run"
                 )
     return exported
 

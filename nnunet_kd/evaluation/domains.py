@@ -50,9 +50,9 @@ def parse_domain(spec: str, raw: Path, labelled: bool = True) -> Domain:
     name, _, place = spec.partition("=")
     if not name or not place:
         raise KDError(f'domain "{spec}" must read NAME=ID[:Tr|:Ts[:GLOB]] or NAME=IMAGES_DIR,LABELS_DIR[,FOV_DIR]')
-    found = DATASET_SPEC.fullmatch(place)
-    if found:
-        return _from_dataset(name, int(found[1]), found[2], found[3], Path(raw), labelled)
+    parts = DATASET_SPEC.fullmatch(place)
+    if parts:
+        return _from_dataset(name, int(parts[1]), parts[2], parts[3], Path(raw), labelled)
     folders = [Path(p) for p in place.split(",")]
     if len(folders) not in (2, 3):
         raise KDError(f'domain "{spec}" must read NAME=ID[:Tr|:Ts[:GLOB]] or NAME=IMAGES_DIR,LABELS_DIR[,FOV_DIR]')
@@ -124,12 +124,14 @@ def read_label(domain: Domain, case: str) -> np.ndarray:
 
 
 def _from_dataset(name: str, number: int, tag: str | None, glob: str | None, raw: Path, labelled: bool) -> Domain:
-    found = sorted(p for p in raw.glob(f"Dataset{number:03d}_*") if p.is_dir())
-    if not found:
+    folders = sorted(p for p in raw.glob(f"Dataset{number:03d}_*") if p.is_dir())
+    if not folders:
         raise KDError(f"domain {name}: no Dataset{number:03d}_* in {raw.resolve()}: convert the dataset or set nnUNet_raw")
-    if len(found) > 1:
-        raise KDError(f"domain {name}: {', '.join(p.name for p in found)} share the id {number}: remove or rename all but one")
-    folder = found[0]
+    if len(folders) > 1:
+        raise KDError(
+            f"domain {name}: {', '.join(p.name for p in folders)} share the id {number}: remove or rename all but one"
+        )
+    folder = folders[0]
     tag = tag or ("Ts" if any((folder / "labelsTs").glob("*")) else "Tr")
     fov = folder / f"fov{tag}"
     try:

@@ -7,7 +7,7 @@ import io
 import itertools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,16 +16,16 @@ import torch
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from tqdm import tqdm
 
 from nnunet_kd.evaluation.domains import Domain, read_map
 from nnunet_kd.evaluation.offsets import CaseLogits
 from nnunet_kd.nnunet_io.cascade import first_stage_of
-from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
-from nnunet_kd.nnunet_io.model_folder import ModelFolder, read_model_folder
+from nnunet_kd.nnunet_io.model_folder import read_model_folder
+from nnunet_kd.nnunet_io.trained_fold import FINAL, OpenFold, TrainedFold
 from nnunet_kd.utils.environment import trainers_path
-from nnunet_kd.utils.errors import KDError, first_line
+from nnunet_kd.utils.errors import KDError
 
 
 @dataclass(frozen=True)
@@ -44,44 +44,65 @@ def make_our_trainers_known() -> None:
 
 
 def load_predictor(
-    folder: Path, folds: tuple[str, ...], checkpoint: str, device: str = "cpu", mirroring: bool = True
+    folder: Path, folds: Sequence[str], checkpoint: str = FINAL, device: str = "cpu", mirroring: bool = True
 ) -> nnUNetPredictor:
-    """nnU-Net's predictor for a model folder. Its ``first_stage`` is the predictor of a cascade's first stage, else None.
+    """nnU-Net's predictor for a model folder, as `predictor_of` makes it.
 
     Raises:
         KDError: a file is missing or damaged, nnU-Net cannot build the network, or a cascade's first stage is missing.
     """
-    model = read_model_folder(folder)
-    for fold in folds:
-        load_checkpoint(model.checkpoint(fold, checkpoint))  # nnU-Net's own reading would run a foreign file's code
+    opened = [TrainedFold.open(folder, folds[0], checkpoint)]
+    opened += [TrainedFold.open(opened[0].model, fold, checkpoint) for fold in folds[1:]]
+    return predictor_of(opened, device, mirroring)
+
+
+def predictor_of(
+    folds: Sequence[TrainedFold], device: str = "cpu", mirroring: bool = True, open_fold: OpenFold = TrainedFold.open
+) -> nnUNetPredictor:
+    """nnU-Net's predictor for opened folds of one model. Its ``first_stage`` is that of a cascade's first stage, else None.
+
+    nnU-Net would read the files again, with the code in them; so it is given what they hold.
+
+    Args:
+        open_fold: how a first stage's folds are opened.
+
+    Raises:
+        KDError: nnU-Net cannot build the network, or a cascade's first stage is missing.
+    """
     make_our_trainers_known()
+    first, model = folds[0], folds[0].model
+    plans = PlansManager(model.plans)
+    network, axes = first.network(), first.content.get("inference_allowed_mirroring_axes")
     with contextlib.redirect_stdout(io.StringIO()):
         predictor = nnUNetPredictor(use_mirroring=mirroring, device=torch.device(device), allow_tqdm=False)
-        try:
-            predictor.initialize_from_trained_model_folder(str(model.path), folds, checkpoint)
-        except RuntimeError as error:
-            raise KDError(
-                f"nnU-Net cannot load {model.path}: {first_line(error)}; if its trainer lives outside nnU-Net, set "
-                "nnUNet_extTrainer to its folder"
-            ) from error
-    predictor.first_stage = load_first_stage(model, folds, checkpoint, device, mirroring)
+        predictor.manual_initialization(
+            network,
+            plans,
+            plans.get_configuration(model.configuration),
+            [fold.weights for fold in folds],
+            model.dataset_json,
+            first.trainer_name,
+            axes,
+        )
+    predictor.first_stage = load_first_stage(folds, device, mirroring, open_fold)
     return predictor
 
 
 def load_first_stage(
-    model: ModelFolder, folds: tuple[str, ...], checkpoint: str, device: str = "cpu", mirroring: bool = True
+    folds: Sequence[TrainedFold], device: str = "cpu", mirroring: bool = True, open_fold: OpenFold = TrainedFold.open
 ) -> nnUNetPredictor | None:
     """The predictor of a cascade's first stage, of the same folds or of fold "all"; None for other models.
 
     Raises:
         KDError: it is not to be found, or not trained.
     """
-    first = first_stage_of(model)
-    if first is None:
+    path, checkpoint = first_stage_of(folds[0].model), folds[0].name
+    if path is None:
         return None
-    trained = read_model_folder(first).trained_folds(checkpoint)
-    wanted = folds if set(map(str, folds)) <= set(trained) else ("all",) if "all" in trained else folds
-    return load_predictor(first, tuple(map(str, wanted)), checkpoint, device, mirroring)
+    numbers = [fold.fold for fold in folds]
+    trained = read_model_folder(path).trained_folds(checkpoint)
+    chosen = numbers if set(numbers) <= set(trained) else ["all"] if "all" in trained else numbers
+    return predictor_of([open_fold(path, number, checkpoint) for number in chosen], device, mirroring, open_fold)
 
 
 def image_files(domain: Domain, case: str) -> list[Path]:
@@ -98,12 +119,12 @@ def check_images(domain: Domain, dataset_json: dict) -> None:
     ending = dataset_json["file_ending"]
     if ending != domain.file_ending:
         raise KDError(f"domain {domain.name} has {domain.file_ending} files, the model reads {ending}: convert the domain")
-    wanted = len(dataset_json.get("channel_names", dataset_json.get("modality")))
+    needed = len(dataset_json.get("channel_names", dataset_json.get("modality")))
     files = image_files(domain, domain.cases[0])
-    found = sum(map(_channels, files))
-    if found != wanted:
+    channels = sum(map(_channels, files))
+    if channels != needed:
         raise KDError(
-            f"domain {domain.name}: {domain.cases[0]} has {found} channel(s) in {domain.images}, the model reads {wanted}: "
+            f"domain {domain.name}: {domain.cases[0]} has {channels} channel(s) in {domain.images}, the model reads {needed}: "
             "convert the domain as the model's dataset was"
         )
     for case in domain.cases:

@@ -1,19 +1,16 @@
-"""What a network costs: parameters, floating point operations, CPU time per patch; and what no other beats."""
+"""What a network costs: parameters, floating point operations, CPU time per patch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_kd.utils.tables import aligned_table
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,15 +30,6 @@ def count_parameters(network: nn.Module) -> int:
 def input_channels(network: nn.Module) -> int:
     """Input channels of a network: those of its first convolution."""
     return next(m for m in network.modules() if isinstance(m, nn.Conv2d | nn.Conv3d)).in_channels
-
-
-def pareto_front(items: Iterable[T], gain: Callable[[T], float], cost: Callable[[T], float]) -> list[T]:
-    """Those that no other beats: none has as much gain at a lower cost, or more at the same. By cost."""
-    front: list[T] = []
-    for item in sorted(items, key=lambda i: (cost(i), -gain(i))):
-        if not front or gain(item) > gain(front[-1]):
-            front.append(item)
-    return front
 
 
 @torch.no_grad()

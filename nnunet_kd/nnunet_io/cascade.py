@@ -60,9 +60,9 @@ def find_previous_stage(stage: str, given: str | Path | None, teacher: ModelFold
         given = section.get("previous_stage")
     if given is None and teacher is not None and len(teacher.path.name.split("__")) == 3:
         trainer, plans, configuration = teacher.path.name.split("__")
-        own = teacher.path.with_name(f"{trainer}__{plans}__{stage}")
-        if teacher.plans["configurations"][configuration].get("previous_stage") == stage and own.is_dir():
-            given = own
+        beside = teacher.path.with_name(f"{trainer}__{plans}__{stage}")
+        if teacher.plans["configurations"][configuration].get("previous_stage") == stage and beside.is_dir():
+            given = beside
     if given is None:
         raise KDError(
             f"--previous-stage FOLDER is missing: name the trained {stage} model (TRAINER__PLANS__{stage}) whose predictions "

@@ -11,36 +11,36 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunet_kd.utils.errors import KDError
 
 
-def configurations_of(plans: dict, configuration: str, folder: Path) -> dict[str, dict]:
+def configurations_of(plans: dict, configuration: str, preprocessed: Path | None = None) -> dict[str, dict]:
     """The configuration, and the second stages of its cascade, for which nnU-Net's final validation predicts.
 
-    Only those whose data are preprocessed: nnU-Net would fail on others at the end of the training.
+    Of those only what is preprocessed: nnU-Net would fail on others at the end of the training.
 
     Args:
         plans: content of a plans file.
-        folder: the data set's preprocessed folder.
+        preprocessed: the data set's folder; None: the configuration alone.
 
     Raises:
         KDError: no such configuration.
     """
-    config = flat_configuration(plans, configuration, folder)
+    config = flat_configuration(plans, configuration)
     stages = config.pop("next_stage", None) or []
     following = {}
     for stage in [stages] if isinstance(stages, str) else stages:
-        flat = flat_configuration(plans, stage, folder) if stage in plans["configurations"] else {}
-        if flat and (folder / flat["data_identifier"]).is_dir():
+        flat = flat_configuration(plans, stage) if stage in plans["configurations"] else {}
+        if flat and preprocessed is not None and (preprocessed / flat["data_identifier"]).is_dir():
             following[stage] = flat
     if following:
         config["next_stage"] = list(following)
     return {configuration: config, **following}
 
 
-def flat_configuration(plans: dict, configuration: str, folder: Path) -> dict:
+def flat_configuration(plans: dict, configuration: str) -> dict:
     """The configuration with its inheritance resolved, so that a changed architecture replaces nothing by accident."""
     have = plans["configurations"]
     if configuration not in have:
         raise KDError(
-            f"configuration {configuration} is not in plans {plans['plans_name']} of {folder.name}: use one of "
+            f"configuration {configuration} is not in plans {plans['plans_name']} of {plans['dataset_name']}: use one of "
             f"{', '.join(have)}"
         )
     config = deepcopy(PlansManager(deepcopy(plans)).get_configuration(configuration).configuration)

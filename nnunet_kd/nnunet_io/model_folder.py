@@ -1,4 +1,4 @@
-"""nnU-Net's model folder: plans, dataset.json and checkpoints of a trained network, read safely and built strictly."""
+"""nnU-Net's model folder: plans and dataset.json of a trained network, read safely, and the network that they describe."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import inspect
 import io
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,6 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunet_kd.config.run import SECTION
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.nnunet_io.trust import check_architectures
 from nnunet_kd.utils.environment import trainers_path
@@ -68,6 +68,12 @@ def resolve_folder(folder: str | Path) -> Path:
     return folder.resolve()
 
 
+def model_path(folder: str | Path) -> Path:
+    """The absolute path of a model folder (``.../fold_0`` is accepted too), which need not exist."""
+    path = resolve_folder(folder)
+    return path.parent if path.name.startswith("fold_") else path
+
+
 def read_model_folder(folder: str | Path) -> ModelFolder:
     """Read plans and dataset.json of a trained model folder (``.../fold_0`` is accepted too).
 
@@ -75,9 +81,14 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
         KDError: the folder or one of its files is missing or unreadable, its name does not tell the configuration, or its
             plans name what is no network class (trust.py).
     """
-    path = resolve_folder(folder)
-    if path.name.startswith("fold_"):
-        path = path.parent
+    path, plans, dataset_json = read_descriptions(folder)
+    contents = (load_checkpoint(file) for file in sorted(path.glob("fold_*/checkpoint_*.pth")))
+    return ModelFolder(path, plans, dataset_json, configuration_of(path, plans, contents))
+
+
+def read_descriptions(folder: str | Path) -> tuple[Path, dict, dict]:
+    """A model folder's path, plans and dataset.json, checked as `read_model_folder` says."""
+    path = model_path(folder)
     if not path.is_dir():
         raise KDError(f"model folder {path} does not exist: pass nnU-Net's folder TRAINER__PLANS__CONFIGURATION")
     plans = _read_object(path / "plans.json", {"dataset_name": str, "plans_name": str, "configurations": dict})
@@ -85,10 +96,26 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
     if not isinstance(dataset_json.get("channel_names", dataset_json.get("modality")), dict):
         raise KDError(f"{path / 'dataset.json'} names no input channels (channel_names): restore the file")
     check_architectures(plans, path / "plans.json")
+    return path, plans, dataset_json
+
+
+def configuration_of(path: Path, plans: dict, checkpoints: Iterable[dict]) -> str:
+    """A model folder's configuration: by its name, or of a renamed one (an export, say) by the first of these checkpoints.
+
+    Raises:
+        KDError: neither tells.
+    """
     configuration = path.name.split("__")[-1]
-    if configuration not in plans.get("configurations", {}):
-        configuration = _configuration_of_checkpoint(path, plans)
-    return ModelFolder(path, plans, dataset_json, configuration)
+    if configuration in plans["configurations"]:
+        return configuration
+    for content in checkpoints:
+        configuration = content["init_args"].get("configuration")
+        if configuration in plans["configurations"]:
+            return configuration
+    raise KDError(
+        f"{path} is not named TRAINER__PLANS__CONFIGURATION and holds no checkpoint that tells its configuration: "
+        f"name it so that it ends in __CONFIGURATION (one of {', '.join(plans['configurations'])})"
+    )
 
 
 def _read_object(file: Path, keys: dict[str, type]) -> dict:
@@ -103,18 +130,6 @@ def _read_object(file: Path, keys: dict[str, type]) -> dict:
         if not isinstance(content, dict) or not isinstance(content.get(key), kind):
             raise KDError(f'{file} is not nnU-Net\'s ("{key}" is missing or no {kind.__name__}): {restore}')
     return content
-
-
-def _configuration_of_checkpoint(path: Path, plans: dict) -> str:
-    """The configuration of a renamed folder (an exported model, say), from its first checkpoint."""
-    for file in sorted(path.glob("fold_*/checkpoint_*.pth")):
-        configuration = load_checkpoint(file)["init_args"].get("configuration")
-        if configuration in plans.get("configurations", {}):
-            return configuration
-    raise KDError(
-        f"{path} is not named TRAINER__PLANS__CONFIGURATION and holds no checkpoint that tells its configuration: "
-        f"name it so that it ends in __CONFIGURATION (one of {', '.join(plans.get('configurations', {}))})"
-    )
 
 
 def build_network(model: ModelFolder, trainer_name: str = "nnUNetTrainer") -> nn.Module:
@@ -143,33 +158,3 @@ def build_network(model: ModelFolder, trainer_name: str = "nnUNetTrainer") -> nn
             f"cannot build the network of {model.path / 'plans.json'}: {first_line(error)}; if its trainer lives outside "
             "nnU-Net, set nnUNet_extTrainer to its folder (ours: `nnunet-kd trainers-path`)"
         ) from error
-
-
-def load_network(model: ModelFolder, fold: int | str, checkpoint: str = "checkpoint_final.pth") -> nn.Module:
-    """The trained network of one fold, in eval mode, strictly loaded.
-
-    Raises:
-        KDError: checkpoint missing, truncated or of another network.
-    """
-    file = model.checkpoint(fold, checkpoint)
-    if not file.is_file():
-        have = ", ".join(model.trained_folds(checkpoint)) or "none"
-        raise KDError(
-            f"checkpoint {file} is missing (folds with a {checkpoint}: {have}): train fold {fold} of that model first, "
-            f'or name another fold in "{SECTION}.teacher.fold"'
-        )
-    content = load_checkpoint(file)
-    network = build_network(model, content["trainer_name"])
-    try:
-        network.load_state_dict(content["network_weights"])
-    except (RuntimeError, KeyError) as error:
-        raise KDError(
-            f"{file} does not fit the network of {model.path / 'plans.json'}: {first_line(error)}; the file is "
-            "from another training, put the right one in place"
-        ) from None
-    return network.eval()
-
-
-def mirror_axes(model: ModelFolder, fold: int | str, checkpoint: str = "checkpoint_final.pth") -> tuple[int, ...]:
-    """The spatial axes along which nnU-Net mirrors in prediction with this fold: those of its training."""
-    return tuple(load_checkpoint(model.checkpoint(fold, checkpoint)).get("inference_allowed_mirroring_axes") or ())

@@ -16,7 +16,8 @@ from torch import nn
 from nnunet_kd.augmentation.mirroring import Axes, mirrorings_of
 from nnunet_kd.config.run import SECTION, Teacher, TeacherStages
 from nnunet_kd.networks.stages import StageTable, stage_table
-from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network, load_network, mirror_axes, read_model_folder
+from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network, model_path
+from nnunet_kd.nnunet_io.trained_fold import OpenFold, TrainedFold
 from nnunet_kd.utils.errors import KDError, NotSupported, first_line
 
 
@@ -93,7 +94,12 @@ def describe_teacher(
 
 
 def load_teacher(
-    settings: Teacher, student_fold: int | str, student_plans: dict, student_configuration: str, dataset_json: dict
+    settings: Teacher,
+    student_fold: int | str,
+    student_plans: dict,
+    student_configuration: str,
+    dataset_json: dict,
+    open_fold: OpenFold = TrainedFold.open,
 ) -> FrozenTeacher:
     """Load the teacher that the student's plans name and check that it fits the student's data.
 
@@ -101,18 +107,21 @@ def load_teacher(
         settings: section "nnunet_kd.teacher".
         student_fold: ``"same"`` in the settings takes the teacher's same fold: another fold's teacher has seen the
             student's validation cases. Several folds are averaged.
+        open_fold: how the teacher's folds are opened.
 
     Raises:
         KDError: missing or foreign files, another dataset, other labels, channels, spacing or plans.
     """
-    model = read_model_folder(settings.folder)
+    first, *others = teacher_folds(settings, student_fold)
+    folds = [open_fold(settings.folder, first, settings.checkpoint)]
+    model = folds[0].model
+    folds += [open_fold(model, fold, settings.checkpoint) for fold in others]
     check_compatible(model, settings, student_plans, student_configuration, dataset_json)
-    folds = teacher_folds(settings, student_fold)
-    networks = [load_network(model, fold, settings.checkpoint) for fold in folds]
+    networks = [fold.network() for fold in folds]
     _check_stages(model, settings, networks[0])
     patch = PlansManager(student_plans).get_configuration(student_configuration).patch_size
     check_patch_size(model, networks[0], patch, settings.stages.input_channels)
-    axes = mirror_axes(model, folds[0], settings.checkpoint)  # the folds have one trainer, and so the same
+    axes = folds[0].mirror_axes  # the folds have one trainer, and so the same
     if len(networks) == 1:
         return FrozenTeacher(networks[0], axes)
     return TeacherEnsemble(networks, PlansManager(model.plans).get_label_manager(dataset_json).has_regions, axes)
@@ -122,18 +131,19 @@ def _check_stages(model: ModelFolder, settings: Teacher, network: nn.Module) -> 
     stages = settings.stages
     if not stages.channels:
         return
-    planned, found = StageTable.from_lists(stages.family, stages.channels, stages.strides), stage_table(network)
-    if (planned.channels, planned.strides) != (found.channels, found.strides):
+    planned, trained = StageTable.from_lists(stages.family, stages.channels, stages.strides), stage_table(network)
+    if (planned.channels, planned.strides) != (trained.channels, trained.strides):
         raise KDError(
             f'"{SECTION}.teacher.stages" says channels {list(planned.channels)} and strides {list(planned.strides)}, teacher '
-            f"{model.path} has {list(found.channels)} and {list(found.strides)}: plan the student again with `nnunet-kd plan`"
+            f"{model.path} has {list(trained.channels)} and {list(trained.strides)}: plan the student again with "
+            "`nnunet-kd plan`"
         )
 
 
 def teacher_files(settings: Teacher, student_fold: int | str) -> list[Path]:
     """The checkpoints of the folds that teach."""
-    model = read_model_folder(settings.folder)
-    return [model.checkpoint(fold, settings.checkpoint) for fold in teacher_folds(settings, student_fold)]
+    path = model_path(settings.folder)
+    return [path / f"fold_{fold}" / settings.checkpoint for fold in teacher_folds(settings, student_fold)]
 
 
 def teacher_folds(settings: Teacher, student_fold: int | str) -> list[int | str]:
@@ -144,8 +154,8 @@ def teacher_folds(settings: Teacher, student_fold: int | str) -> list[int | str]
 
 def check_patch_size(model: ModelFolder, network: nn.Module, patch_size: Sequence[int], channels: int) -> None:
     """Raise KDError unless the teacher's network can read patches of the student's size."""
-    own = PlansManager(model.plans).get_configuration(model.configuration).patch_size
-    if list(patch_size) == list(own):
+    trained_on = PlansManager(model.plans).get_configuration(model.configuration).patch_size
+    if list(patch_size) == list(trained_on):
         return
     try:
         with torch.no_grad():
@@ -154,9 +164,9 @@ def check_patch_size(model: ModelFolder, network: nn.Module, patch_size: Sequenc
             raise RuntimeError(f"it predicts {list(size)}")
     except (RuntimeError, AssertionError) as error:
         raise KDError(
-            f"teacher {model.path} was trained on patches of {list(own)} and cannot read the student's of {list(patch_size)} "
-            f"({first_line(error)}): a U-Net needs multiples of its strides, a transformer its own size; plan the student "
-            "with such a patch"
+            f"teacher {model.path} was trained on patches of {list(trained_on)} and cannot read the student's of "
+            f"{list(patch_size)} ({first_line(error)}): a U-Net needs multiples of its strides, a transformer its own size; "
+            "plan the student with such a patch"
         ) from None
 
 

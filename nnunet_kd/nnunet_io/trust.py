@@ -65,8 +65,8 @@ def _is_network_class(name: object) -> bool:
     if not isinstance(name, str) or not name.startswith(_PACKAGES):
         return False
     try:
-        found = pydoc.locate(name)
+        named = pydoc.locate(name)
     except pydoc.ErrorDuringImport:
         return False
     # torch.nn.functional.torch.os.system begins with torch.nn, too
-    return isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith(_PACKAGES)
+    return isinstance(named, type) and issubclass(named, nn.Module) and named.__module__.startswith(_PACKAGES)

@@ -12,17 +12,18 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from nnunet_kd.deploy.runner.predictor import available_cpus
-from nnunet_kd.networks.cost import count_flops, count_parameters, input_channels, pareto_front
+from nnunet_kd.networks.cost import count_flops, count_parameters, input_channels
 from nnunet_kd.nnunet_io.configurations import features_of, set_convs, set_features
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network
 from nnunet_kd.planning.latency import installed_backends, measure_in_turn
-from nnunet_kd.planning.plans import student_base
+from nnunet_kd.planning.pareto import pareto_front
+from nnunet_kd.planning.plans import preprocessed_folder, read_student_base
+from nnunet_kd.planning.requests import StudentRequest
+from nnunet_kd.utils.environment import available_cpus
 from nnunet_kd.utils.errors import KDError
 
 WIDTHS = [2 ** (-4 + i / 3) for i in range(12)]  # factors on the teacher's features: 1/16 to 0.79
@@ -73,18 +74,18 @@ class Proposal:
 
 def parse_count(text: str, flag: str) -> float:
     """A number with k, M, G or T: "500k", "2G". Raises KDError."""
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)([kmgt]?)", text.strip(), re.IGNORECASE)
-    if not found or not float(found[1]) > 0:
+    parts = re.fullmatch(r"(\d+\.?\d*|\.\d+)([kmgt]?)", text.strip(), re.IGNORECASE)
+    if not parts or not float(parts[1]) > 0:
         raise KDError(f'{flag} "{text}" is no positive number with k, M, G or T: write 500k or 2G, say')
-    return float(found[1]) * _UNITS[found[2].lower()]
+    return float(parts[1]) * _UNITS[parts[2].lower()]
 
 
 def parse_milliseconds(text: str, flag: str) -> float:
     """A time with its unit: "200ms", "1.5s". Raises KDError."""
-    found = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(ms|s)", text.strip())
-    if not found or not float(found[1]) > 0:
+    parts = re.fullmatch(r"(\d+\.?\d*|\.\d+)\s*(ms|s)", text.strip())
+    if not parts or not float(parts[1]) > 0:
         raise KDError(f'{flag} "{text}" is no positive time with the unit ms or s: write 200ms or 1.5s, say')
-    return float(found[1]) * {"ms": 1, "s": 1e3}[found[2]]
+    return float(parts[1]) * {"ms": 1, "s": 1e3}[parts[2]]
 
 
 def short(value: float) -> str:
@@ -95,45 +96,35 @@ def short(value: float) -> str:
     return f"{value:g}"
 
 
-def propose(
-    dataset: str | int,
-    configuration: str,
-    teacher: str | Path,
-    budget: Budget,
-    depth: int | None = None,
-    convs: int | None = None,
-    base_plans: str | None = None,
-    checkpoint: str = "checkpoint_final.pth",
-    threads: int | None = None,
-) -> Proposal:
+def propose(request: StudentRequest, budget: Budget, threads: int | None = None) -> Proposal:
     """Find the students on the front, measure those near the budget beside the teacher, and choose one.
 
     Chosen is the one with the most parameters that meets every limit. All keep the teacher's patch and preprocessed data.
 
     Args:
-        depth, convs: fix the number of stages and the convolutions per stage; by default the teacher's or one
-            fewer, and the teacher's number or one.
+        request: what the student starts from; its ``depth`` and ``convs`` fix the number of stages and the convolutions per
+            stage, by default the teacher's or one fewer, and the teacher's number or one. Its widths are not read.
         threads: CPU threads; default all that the process may use.
 
     Raises:
         KDError: nothing meets the budget (names the smallest candidate's cost), or the teacher is none (see plan_student).
     """
-    folder, model, plans, configurations = student_base(dataset, configuration, teacher, base_plans, checkpoint)
-    start = configurations[configuration]
-    own = model.plans["configurations"][model.configuration]
+    base = read_student_base(request, preprocessed_folder(request.dataset))
+    model, plans, configuration = base.teacher, base.plans, request.configuration
+    start = base.configurations[configuration]
+    teacher_config = model.plans["configurations"][model.configuration]
 
     def cost(name: str, plans: dict, convs: int | None, config: dict, trainer: str = "nnUNetTrainer") -> Candidate:
-        plans = {**plans, "configurations": {**plans["configurations"], configuration: config}}
-        counted = ModelFolder(folder, plans, model.dataset_json, configuration)
+        counted = _model(model, plans, configuration, config)
         return Candidate(name, features_of(config), convs, *_count(counted, trainer), config)
 
-    big = cost("teacher", model.plans, None, own, model.trainer) if "architecture" in own else None
+    big = cost("teacher", model.plans, None, teacher_config, model.trainer) if "architecture" in teacher_config else None
     if big is None or model.configuration != configuration:
         raise KDError(
             f"--max-params, --max-flops, --max-latency and --list need a teacher of configuration {configuration} "
             f"with its own architecture, {model.path} has none: use --width or --features"
         )
-    grid = _grid(start, depth, convs)
+    grid = _grid(start, request.depth, request.convs)
     candidates = [cost(name, plans, n, config) for name, n, config in tqdm(grid, desc="counting")]
     front = pareto_front(candidates, lambda c: c.parameters, lambda c: c.flops)
     front = [c for c in front if c.parameters < big.parameters]
@@ -149,13 +140,14 @@ def propose(
     judge = "onnxruntime" if "onnxruntime" in backends else "torch"
 
     def measure(several: Sequence[Candidate], only: Sequence[str], rounds: int = 7) -> None:
-        networks = {c.name: _network(folder, plans, model, configuration, c) for c in several if c is not big}
+        light = [c for c in several if c is not big]
+        networks = {c.name: build_network(_model(model, plans, configuration, c.config)) for c in light}
         if big in several:
             networks = {big.name: build_network(model, model.trainer), **networks}
         inputs = input_channels(next(iter(networks.values())))
-        found = measure_in_turn(networks, inputs, big.config["patch_size"], threads, only, rounds)
+        measured = measure_in_turn(networks, inputs, big.config["patch_size"], threads, only, rounds)
         for candidate in several:
-            candidate.measured = found[candidate.name]
+            candidate.measured = measured[candidate.name]
 
     near = fitting  # the search measures each once: what it finds says where to look, the table decides
     if budget.milliseconds is not None:
@@ -178,7 +170,7 @@ def _grid(config: dict, depth: int | None, convs: int | None) -> list[tuple[str,
         raise KDError(f"--depth {depth} must lie in 2 to {len(wide)}, the stages of the plans it starts from")
     depths = [depth] if depth else range(max(min(3, len(wide)), len(wide) - 1), len(wide) + 1)
     counts = [convs] if convs is not None else [None, 1] if usual > 1 else [None]
-    found = {}
+    candidates = {}
     for stages, n, width in product(depths, counts, WIDTHS):
         one = deepcopy(config)
         if n is not None:
@@ -186,8 +178,8 @@ def _grid(config: dict, depth: int | None, convs: int | None) -> list[tuple[str,
         features = [max(_MULTIPLE, _MULTIPLE * round(f * width / _MULTIPLE)) for f in wide[:stages]]
         set_features(one, features)
         each = "as planned" if n is None else f"{n} conv{'s' * (n > 1)}"
-        found.setdefault((tuple(features), n), (f"{'-'.join(map(str, features))}, {each}", n, one))
-    return list(found.values())
+        candidates.setdefault((tuple(features), n), (f"{'-'.join(map(str, features))}, {each}", n, one))
+    return list(candidates.values())
 
 
 def _count(model: ModelFolder, trainer: str) -> tuple[int, int]:
@@ -197,9 +189,10 @@ def _count(model: ModelFolder, trainer: str) -> tuple[int, int]:
     return count_parameters(network), count_flops(network, model.plans["configurations"][model.configuration]["patch_size"])
 
 
-def _network(folder: Path, plans: dict, model: ModelFolder, configuration: str, candidate: Candidate) -> torch.nn.Module:
-    plans = {**plans, "configurations": {**plans["configurations"], configuration: candidate.config}}
-    return build_network(ModelFolder(folder, plans, model.dataset_json, configuration))
+def _model(teacher: ModelFolder, plans: dict, configuration: str, config: dict) -> ModelFolder:
+    """The teacher's folder with these plans, in which the configuration reads ``config``."""
+    plans = {**plans, "configurations": {**plans["configurations"], configuration: config}}
+    return ModelFolder(teacher.path, plans, teacher.dataset_json, configuration)
 
 
 def _fast_enough(fitting: list[Candidate], budget: Budget, judge: str, measure: Callable[[Candidate], None]) -> list[Candidate]:

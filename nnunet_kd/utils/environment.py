@@ -1,4 +1,4 @@
-"""Where things lie: nnU-Net's folders, and what the installed package keeps for other programs to be pointed to."""
+"""Where this process runs: nnU-Net's folders, the commands and trainers beside this Python, the CPUs it may use."""
 
 from __future__ import annotations
 
@@ -30,6 +30,11 @@ def command_path(name: str) -> str:
     """A command of the environment this Python belongs to, whether or not it is activated; else the name, for PATH to find."""
     program = Path(sys.executable).parent / name
     return str(program) if program.exists() else name
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use. The runner has a copy: it imports nothing of this package."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def trainers_path() -> Path:

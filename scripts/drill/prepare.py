@@ -48,14 +48,17 @@ def prepare(work: Path, variables: dict[str, str]) -> Path:
 
     os.environ.update(variables)  # nnU-Net in this process reads them when it is imported
     from nnunet_kd.planning.plans import plan_student, plan_teacher
+    from nnunet_kd.planning.requests import StudentRequest, TeacherRequest
 
     size = {"patch_size": (32, 32), "batch_size": 2, "features": (8, 16, 32)}
-    teacher = plan_teacher(ID, "2d", **size, iterations=2, epochs=1).plans_name
+    teacher = plan_teacher(TeacherRequest(ID, "2d", **size, iterations=2, epochs=1)).plans_name
     training = Training([str(ID), "2d", "0", "-p", teacher, "-tr", "nnUNetTrainerScheduled"], variables, work / "teacher.log")
     if training.run(until="end") != 0:
         raise SystemExit(f"fault_drill: error: the teacher's training failed, see {training.log}")
     folder = work / "results" / name / f"nnUNetTrainerScheduled__{teacher}__2d"
-    plans = plan_student(ID, "2d", folder, width=0.5, iterations=EPOCHS * ITERATIONS, epochs=EPOCHS, name=PLANS).file
+    plans = plan_student(
+        StudentRequest(ID, "2d", folder, width=0.5, iterations=EPOCHS * ITERATIONS, epochs=EPOCHS, name=PLANS)
+    ).file
     content = json.loads(plans.read_text(encoding="utf-8"))
     content["nnunet_kd"]["schedule"] |= {"val_iterations_per_epoch": 1, "save_every": 1}
     content["nnunet_kd"] |= {"losses": LOSSES, "terms": {"kd": {"balance": 1.0}}}

@@ -23,8 +23,9 @@ from skimage.io import imread, imsave
 from nnunet_kd.cli.main import main
 from nnunet_kd.config.run import read_config
 from nnunet_kd.evaluation.domains import parse_domain
-from nnunet_kd.evaluation.evaluate import Model, evaluate
+from nnunet_kd.evaluation.evaluate import EvaluationRequest, Model, evaluate
 from nnunet_kd.planning.plans import plan_student
+from nnunet_kd.planning.requests import StudentRequest
 from nnunet_kd.training import named as named_trainers
 from nnunet_kd.training.scheduled import nnUNetTrainerScheduled
 from nnunet_kd.utils.environment import trainers_path
@@ -52,7 +53,7 @@ def train(plans: str, trainer_name: str) -> Path:
 @pytest.fixture(scope="module")
 def gkd(tiny_dataset, tiny_teacher) -> Path:
     """Training folder of a GKD student, 10 epochs of 1 step."""
-    planned = plan_student(950, "2d", tiny_teacher, iterations=10, epochs=10, name="CLIgkd", overwrite=True)
+    planned = plan_student(StudentRequest(950, "2d", tiny_teacher, iterations=10, epochs=10, name="CLIgkd", overwrite=True))
     return train(planned.plans_name, "nnUNetTrainerGKD")
 
 
@@ -240,7 +241,7 @@ def test_an_exported_student_is_a_student_and_its_time_is_measured(gkd, tiny_tea
         Model("light", tmp_path / "MODEL", None, {"dark": domain.labels}),
         Model("trained", tmp_path / "MODEL", gkd, {"dark": domain.labels}, 1.5),
     ]
-    report = evaluate(models, [domain], tmp_path / "out", bootstrap=10)
+    report = evaluate(EvaluationRequest(models, [domain], tmp_path / "out", bootstrap=10))
     teacher, light, trained = report["models"]
     assert [m["role"] for m in report["models"]] == ["teacher", "student", "student"]
     assert light["domains"]["dark"]["dice"] == 1  # the labels themselves
@@ -257,10 +258,10 @@ def test_a_teacher_that_is_gone_costs_the_fsd_but_not_the_report(gkd, tiny_teach
     plans["nnunet_kd"]["teacher"]["folder"] = str(tmp_path / "gone")
     (folder / "plans.json").write_text(json.dumps(plans))
     domain = replace(parse_domain("dark=948", dark.parent), cases=["case_00"])
-    report = evaluate([Model("gkd", folder)], [domain], tmp_path / "out", bootstrap=10)
+    report = evaluate(EvaluationRequest([Model("gkd", folder)], [domain], tmp_path / "out", bootstrap=10))
     assert report["fsd"] == [] and "source domain dark has 1 case: FSD needs at least two" in report["note"]
     domain = parse_domain("dark=948", dark.parent)
-    report = evaluate([Model("gkd", folder)], [domain], tmp_path / "out", bootstrap=10, note="Read this.")
+    report = evaluate(EvaluationRequest([Model("gkd", folder)], [domain], tmp_path / "out", bootstrap=10, note="Read this."))
     assert report["fsd"] == [] and re.fullmatch(
         r"Read this\. Without the FSD of gkd: model folder .*gone does not exist.*\.", report["note"]
     )
@@ -470,7 +471,7 @@ def test_a_domain_that_the_model_cannot_read(fails, tiny_teacher, dark, tmp_path
 def test_fsd_of_runs_without_semantic_vectors(fails, gkd, tiny_teacher, dark, tmp_path, capsys):
     assert run("export", gkd, "-o", tmp_path / "MODEL") == 0
     domains = ["--source", "home=950:Tr", "--target", "dark=948"]
-    controls = plan_student(950, "2d", tiny_teacher, iterations=1, name="CLIcontrols").plans_name
+    controls = plan_student(StudentRequest(950, "2d", tiny_teacher, iterations=1, name="CLIcontrols")).plans_name
     trained = [train(controls, name) for name in ("nnUNetTrainerScheduled", "nnUNetTrainerKD")]
     for folder in (tmp_path / "MODEL", tiny_teacher, *trained):  # an export, a stock model, two controls
         fails("fsd", "--msan", "own", "--model", folder, *domains, says="holds no MSAN.*trained with nnUNetTrainerGKD")

@@ -31,6 +31,7 @@ from nnunet_kd.comparison.settings import cluster_of, read_settings
 from nnunet_kd.config.run import read_config
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.planning.plans import plan_teacher
+from nnunet_kd.planning.requests import TeacherRequest
 from nnunet_kd.utils.errors import KDError
 
 SHORT = {"schedule": {"epochs": 3, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "save_every": 1}}
@@ -313,9 +314,9 @@ def test_a_new_machine_learns_from_the_exported_teacher(lab):
 
 
 def test_a_teacher_trained_by_hand_is_used_if_its_plans_are_the_same(lab, train_by_hand):
-    plan_teacher(950, "2d", features=[8, 16, 32], iterations=2, seed=1)
+    plan_teacher(TeacherRequest(950, "2d", features=[8, 16, 32], iterations=2, seed=1))
     train_by_hand("nnUNetTeacherPlans_seed1")
-    plan_teacher(950, "2d", features=[8, 16, 32], iterations=3, seed=2)  # another schedule
+    plan_teacher(TeacherRequest(950, "2d", features=[8, 16, 32], iterations=3, seed=2))  # another schedule
     train_by_hand("nnUNetTeacherPlans_seed2")
     rows = lab.compare(methods={"teacher": {"role": "teacher"}}, student=None, seeds=[1, 2], domains={"v": "950:Tr:case_00"})
     assert lab.trained == [f"KD_teacher_8_16_32_{rows[0]['config_hash']}_seed2"]
@@ -334,7 +335,7 @@ def train_by_hand(lab):
 
 
 def test_a_training_of_another_program_is_waited_for_but_not_for_ever(lab, train_by_hand, monkeypatch, capsys):
-    plan_teacher(950, "2d", features=[8, 16, 32], iterations=2)
+    plan_teacher(TeacherRequest(950, "2d", features=[8, 16, 32], iterations=2))
     fold = train_by_hand("nnUNetTeacherPlans")
     (fold / "checkpoint_final.pth").rename(fold / "checkpoint_latest.pth")
     looks = []

@@ -24,8 +24,11 @@ from nnunet_kd.utils.errors import KDError
 def student(tiny_dataset, tiny_teacher, train) -> Path:
     """A distilled student: half the teacher's width, trained by our own trainer. Its section holds an absolute path."""
     from nnunet_kd.planning.plans import plan_student
+    from nnunet_kd.planning.requests import StudentRequest
 
-    planned = plan_student(tiny_dataset.id, "2d", str(tiny_teacher.resolve()), features=[4, 8, 16], iterations=2)
+    planned = plan_student(
+        StudentRequest(tiny_dataset.id, "2d", str(tiny_teacher.resolve()), features=[4, 8, 16], iterations=2)
+    )
     plans = json.loads(planned.file.read_text())
     plans["nnunet_kd"]["teacher"]["folder"] = str(tiny_teacher.resolve())
     plans["nnunet_kd"]["losses"] = {"logits": {"dml": {}}}

@@ -192,7 +192,7 @@ def test_it_changes_what_the_student_becomes(tiny_teacher, trainers):
 
 
 def test_a_teacher_without_mirroring_is_named_in_the_log(tiny_teacher, trainers, monkeypatch):
-    monkeypatch.setattr("nnunet_kd.nnunet_io.teacher.mirror_axes", lambda *args: ())
+    monkeypatch.setattr("nnunet_kd.nnunet_io.trained_fold.TrainedFold.mirror_axes", ())
     trainer = make("nnUNetTrainerKDViews", student(tiny_teacher, "KDunmirrored", **SECTION))
     lines = []
     monkeypatch.setattr(trainer, "print_to_log_file", lambda *args, **kwargs: lines.append(" ".join(map(str, args))))

@@ -10,7 +10,7 @@ from small_runs import continues_to_the_same, known_trainers, make, student
 from nnunet_kd.augmentation.mirroring import draw_mirrorings, mirrored_logits, mirrorings_of
 from nnunet_kd.config.run import read_config
 from nnunet_kd.losses import logit_kd
-from nnunet_kd.nnunet_io import model_folder
+from nnunet_kd.nnunet_io import trained_fold
 from nnunet_kd.nnunet_io.teacher import FrozenTeacher
 from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
@@ -124,8 +124,8 @@ def test_the_axes_are_those_of_the_teachers_checkpoint(tiny_teacher, trainers):
 
 @pytest.mark.parametrize(("saved", "expected"), [(None, ()), ((0, 1), (0, 1)), ([1], (1,))])
 def test_a_teacher_trained_without_mirroring_has_no_axes(tiny_teacher, monkeypatch, saved, expected):
-    monkeypatch.setattr(model_folder, "load_checkpoint", lambda file: {"inference_allowed_mirroring_axes": saved})
-    assert model_folder.mirror_axes(model_folder.read_model_folder(tiny_teacher), 0) == expected
+    monkeypatch.setattr(trained_fold, "load_checkpoint", lambda file: {"inference_allowed_mirroring_axes": saved})
+    assert trained_fold.TrainedFold.open(tiny_teacher).mirror_axes == expected
 
 
 def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainers):

@@ -19,11 +19,13 @@ from skimage.io import imread, imsave
 
 from nnunet_kd.config.presets import PRESETS
 from nnunet_kd.evaluation.domains import Domain, evaluate_predictions, parse_domain
-from nnunet_kd.evaluation.evaluate import Model, evaluate_model
-from nnunet_kd.evaluation.fsd.vectors import has_alignment, load_aligned_run, semantic_vectors
+from nnunet_kd.evaluation.evaluate import EvaluationRequest, Model, evaluate
+from nnunet_kd.evaluation.fsd.vectors import load_aligned_run, semantic_vectors
 from nnunet_kd.evaluation.predict import load_predictor, predict_domain
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint, save_atomically
+from nnunet_kd.nnunet_io.trained_fold import TrainedFold
 from nnunet_kd.planning.plans import plan_student
+from nnunet_kd.planning.requests import StudentRequest
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError
 
@@ -40,7 +42,9 @@ def no_external_trainers(monkeypatch):
 
 def train_gkd(dataset, teacher: Path) -> Path:
     """Training folder of a GKD student of half the teacher's width, 10 epochs of 1 step."""
-    planned = plan_student(dataset.id, dataset.configuration, teacher, width=0.5, iterations=10, epochs=10, name="Vectors")
+    planned = plan_student(
+        StudentRequest(dataset.id, dataset.configuration, teacher, width=0.5, iterations=10, epochs=10, name="Vectors")
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_extTrainer", str(trainers_path()))
         patch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
@@ -139,27 +143,30 @@ def test_ignored_pixels_do_not_count(tiny_teacher, home, tmp_path):
     found = {}
     for ignore in ({}, {"ignore": 2}):
         (model / "dataset.json").write_text(json.dumps({**content, "labels": {**content["labels"], **ignore}}))
-        entry = evaluate_model(Model("m", model, None, {"home": predictions}, 1.0), [domain], tmp_path / "out")
+        m = Model("m", model, None, {"home": predictions}, 1.0)
+        entry = evaluate(EvaluationRequest([m], [domain], tmp_path / "out"))["models"][0]
         found[bool(ignore)] = entry["domains"]["home"]["dice"]
     assert found[True] == 1 and found[False] < 0.9
 
 
 def test_vectors_of_every_patch_of_every_case(gkd, home, tiny_teacher):
-    run = load_aligned_run(gkd)
-    vectors, owners = semantic_vectors(run, home, ("student", "teacher"))
+    run = load_aligned_run(TrainedFold.open(gkd))
+    samples = semantic_vectors(run, home, ("student", "teacher"))
+    vectors = {name: sample.vectors for name, sample in samples.items()}
     # 48x48 pixels, patches of 32x32 at half a patch's distance: two by two
-    assert owners == [case for case in home.cases for _ in range(4)]
+    for sample in samples.values():
+        assert sample.cases.tolist() == [case for case in home.cases for _ in range(4)]
     assert vectors["student"].shape == vectors["teacher"].shape == (24, DIM)
     for name, found in vectors.items():
         assert np.isfinite(found).all() and len(np.unique(found, axis=0)) == 24, name
     assert not np.allclose(vectors["student"], vectors["teacher"])
 
     # each vector belongs to its patch: the same for a case alone, and whatever the batch is
-    alone, owner = semantic_vectors(run, replace(home, cases=home.cases[2:3]), ("student",), batch_size=3)
-    assert owner == [home.cases[2]] * 4
-    np.testing.assert_allclose(alone["student"], vectors["student"][8:12], rtol=1e-4, atol=1e-5)
+    alone = semantic_vectors(run, replace(home, cases=home.cases[2:3]), ("student",), batch_size=3)["student"]
+    assert alone.cases.tolist() == [home.cases[2]] * 4
+    np.testing.assert_allclose(alone.vectors, vectors["student"][8:12], rtol=1e-4, atol=1e-5)
     # a whole patch's distance leaves the same number of patches here, three quarters of a patch too; a quarter makes 3 x 3
-    assert len(semantic_vectors(run, replace(home, cases=home.cases[:1]), step=0.25)[1]) == 9
+    assert len(semantic_vectors(run, replace(home, cases=home.cases[:1]), step=0.25)["student"]) == 9
 
     # by hand: the first patch of the first case, normalised as nnU-Net does
     image = imread(home.images / f"{home.cases[0]}_0000.png").astype(np.float32)
@@ -172,7 +179,7 @@ def test_vectors_of_every_patch_of_every_case(gkd, home, tiny_teacher):
 
 
 def test_a_run_is_loaded_with_its_own_weights(gkd, tiny_teacher):
-    run = load_aligned_run(gkd)
+    run = load_aligned_run(TrainedFold.open(gkd))
     content = load_checkpoint(gkd / FINAL)
     saved = content["nnunet_kd"]["distiller"]["alignment"]
     assert saved.keys() == run.alignment.state_dict().keys()
@@ -181,8 +188,8 @@ def test_a_run_is_loaded_with_its_own_weights(gkd, tiny_teacher):
     teacher = load_checkpoint(tiny_teacher / FINAL)["network_weights"]
     assert all(torch.equal(v, teacher[k]) for k, v in run.teacher.state_dict().items())
     assert not run.student.training and not run.teacher.training and not run.alignment.training
-    assert load_aligned_run(gkd, with_teacher=False).teacher is None
-    assert has_alignment(gkd) and not has_alignment(tiny_teacher)
+    assert load_aligned_run(TrainedFold.open(gkd), with_teacher=False).teacher is None
+    assert TrainedFold.open(gkd).msans is not None and TrainedFold.open(tiny_teacher).msans is None
 
 
 def test_a_trainer_of_the_users_own_is_found(gkd, home, tmp_path, monkeypatch):
@@ -194,22 +201,22 @@ def test_a_trainer_of_the_users_own_is_found(gkd, home, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(gkd, tmp_path / gkd.name))
     save_atomically({**load_checkpoint(folder / FINAL), "trainer_name": "nnUNetTrainerMine"}, folder / FINAL)
     home = replace(home, cases=home.cases[:1])
-    expected = semantic_vectors(load_aligned_run(gkd), home)[0]["student"]
-    np.testing.assert_array_equal(semantic_vectors(load_aligned_run(folder), home)[0]["student"], expected)
+    expected, theirs = (semantic_vectors(load_aligned_run(TrainedFold.open(f)), home)["student"].vectors for f in (gkd, folder))
+    np.testing.assert_array_equal(theirs, expected)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy on the mean of a black image
 def test_patches_outside_the_field_of_view_have_no_vector(gkd, home, tmp_path):
-    run = load_aligned_run(gkd, with_teacher=False)
+    run = load_aligned_run(TrainedFold.open(gkd), with_teacher=False)
     run.model.plans["configurations"]["2d"]["use_mask_for_norm"] = [True]  # the outside stays 0
     image = np.zeros((64, 64), np.uint8)
     image[:, :8], image[56:] = 90, 120
     image[::3] //= 2
     imsave(tmp_path / "a_0000.png", image, check_contrast=False)
     domain = Domain("view", tmp_path, tmp_path, None, ["a"], ".png")
-    vectors, owners = semantic_vectors(run, domain)
+    sample = semantic_vectors(run, domain)["student"]
     # corners 0, 16, 32 along either axis: only those at the left edge or at the bottom see anything
-    assert owners == ["a"] * 5 and vectors["student"].shape == (5, DIM)
+    assert sample.cases.tolist() == ["a"] * 5 and sample.vectors.shape == (5, DIM)
 
     imsave(tmp_path / "a_0000.png", np.zeros((64, 64), np.uint8), check_contrast=False)
     with pytest.raises(KDError, match="domain view: its 1 image.* zero everywhere"):
@@ -217,20 +224,21 @@ def test_patches_outside_the_field_of_view_have_no_vector(gkd, home, tmp_path):
 
 
 def test_images_smaller_than_a_patch_are_padded(gkd, tmp_path):
-    run = load_aligned_run(gkd, with_teacher=False)
+    run = load_aligned_run(TrainedFold.open(gkd), with_teacher=False)
     noise = np.random.default_rng(0).integers(0, 255, (20, 40)).astype(np.uint8)
     imsave(tmp_path / "a_0000.png", noise, check_contrast=False)
-    vectors, owners = semantic_vectors(run, Domain("small", tmp_path, tmp_path, None, ["a"], ".png"))
-    assert owners == ["a"] * 2 and np.isfinite(vectors["student"]).all()
+    sample = semantic_vectors(run, Domain("small", tmp_path, tmp_path, None, ["a"], ".png"))["student"]
+    assert sample.cases.tolist() == ["a"] * 2 and np.isfinite(sample.vectors).all()
 
 
 def test_3d_vectors(volumes):
     dataset, teacher, domain = volumes
     gkd = train_gkd(dataset, teacher)
-    vectors, owners = semantic_vectors(load_aligned_run(gkd), domain, ("student", "teacher"))
+    samples = semantic_vectors(load_aligned_run(TrainedFold.open(gkd)), domain, ("student", "teacher"))
     # 24^3 voxels, patches of 16^3 at half a patch's distance: two along every axis
-    assert owners == [case for case in domain.cases for _ in range(8)]
-    for found in vectors.values():
+    for sample in samples.values():
+        assert sample.cases.tolist() == [case for case in domain.cases for _ in range(8)]
+        found = sample.vectors
         assert found.shape == (24, DIM) and np.isfinite(found).all() and len(np.unique(found, axis=0)) == 24
 
 
@@ -240,4 +248,4 @@ def test_a_run_whose_settings_do_not_fit_its_checkpoint(gkd, tmp_path):
     plans["nnunet_kd"]["msan"] = {"dim": 2 * DIM}
     (folder / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(KDError, match=r"checkpoint_final\.pth holds MSANs that do not fit .*plans\.json"):
-        load_aligned_run(folder)
+        load_aligned_run(TrainedFold.open(folder))

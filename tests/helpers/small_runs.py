@@ -10,6 +10,7 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.planning.plans import plan_student
+from nnunet_kd.planning.requests import StudentRequest
 
 TRAINERS = str(Path(__file__).parents[2] / "trainers")
 
@@ -27,7 +28,9 @@ def make(name: str, plans: str, resume: bool = False, fold: int | str = 0):
 
 
 def student(teacher, name, epochs=10, iterations=20, **section) -> str:
-    planned = plan_student(950, "2d", teacher, width=0.25, iterations=iterations, epochs=epochs, name=name, overwrite=True)
+    planned = plan_student(
+        StudentRequest(950, "2d", teacher, width=0.25, iterations=iterations, epochs=epochs, name=name, overwrite=True)
+    )
     if section:
         content = json.loads(planned.file.read_text())
         content["nnunet_kd"].update(section)

@@ -28,7 +28,9 @@ from nnunet_kd.evaluation.domains import parse_domain
 from nnunet_kd.evaluation.fsd.post_hoc import Fit, fitted_run
 from nnunet_kd.evaluation.fsd.vectors import load_aligned_run, semantic_vectors
 from nnunet_kd.evaluation.predict import load_predictor, predict_domain
+from nnunet_kd.nnunet_io.trained_fold import TrainedFold
 from nnunet_kd.planning.plans import plan_student, plan_teacher
+from nnunet_kd.planning.requests import StudentRequest, TeacherRequest
 from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
@@ -122,7 +124,7 @@ def world(make_dataset):
         stock = {LOW: finish(make("nnUNetTrainer", "nnUNetPlans", LOW, "all"))}
         for configuration in (FULL, SECOND):
             stock[configuration] = finish(make("nnUNetTrainer", "nnUNetPlans", configuration))
-        plan_student(ID, LOW, stock[LOW], width=0.5, iterations=2, epochs=1, name="CascadeLow")
+        plan_student(StudentRequest(ID, LOW, stock[LOW], width=0.5, iterations=2, epochs=1, name="CascadeLow"))
         low = finish(make("nnUNetTrainerKDViews", "CascadeLow", LOW, "all"))
         know_the_answer(dataset, low / "predicted_next_stage" / SECOND)
     return SimpleNamespace(dataset=dataset, stock=stock, low=low)
@@ -130,7 +132,7 @@ def world(make_dataset):
 
 def planned(world, teacher: str, name: str, **options):
     options = {"width": 0.5, "iterations": 10, "epochs": 10, "previous_stage": world.low, "overwrite": True} | options
-    return plan_student(ID, SECOND, world.stock[teacher], name=name, **options)
+    return plan_student(StudentRequest(ID, SECOND, world.stock[teacher], name=name, **options))
 
 
 def test_the_plans_of_a_first_stage_keep_the_second(world):
@@ -144,7 +146,7 @@ def test_without_data_of_the_second_stage_a_first_one_does_not_name_it(world):
     data = world.dataset.preprocessed / "nnUNetPlans_3d_fullres"
     data.rename(data.with_name("away"))
     try:
-        plans = plan_student(ID, LOW, world.stock[LOW], width=0.5, name="CascadeAlone").plans["configurations"]
+        plans = plan_student(StudentRequest(ID, LOW, world.stock[LOW], width=0.5, name="CascadeAlone")).plans["configurations"]
     finally:
         data.with_name("away").rename(data)
     assert set(plans) == {LOW} and "next_stage" not in plans[LOW]
@@ -203,16 +205,14 @@ def test_a_second_stage_trains_validates_predicts_and_is_exported(world, tmp_pat
     predict_domain(load_predictor(folder, ("0",), "checkpoint_final.pth"), one, tmp_path / "seen", "x", see=seen.__setitem__)
     assert (tmp_path / "seen" / f"{case}.nii.gz").read_bytes() == files[0] and list(seen) == [case]
     assert (out / "previous_stage" / f"{case}.nii.gz").read_bytes() == (tmp_path / "low" / f"{case}.nii.gz").read_bytes()
-    run = load_aligned_run(folder)
+    run = load_aligned_run(TrainedFold.open(folder))
     seen = []
     run.student.encoder.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    vectors, owners = semantic_vectors(run, domain, ("student", "teacher"), maps=True)
-    assert (
-        len(owners) == 16 and all(np.isfinite(v).all() and len(v) == 16 for v in vectors.values()) and "annotation" in vectors
-    )
+    samples = semantic_vectors(run, domain, ("student", "teacher"), maps=True)
+    assert all(len(sample) == 16 for sample in samples.values()) and "annotation" in samples
     assert all(x.shape[1] == IMAGES + LABELS and set(x[:, IMAGES:].unique().tolist()) <= {0.0, 1.0} for x in seen)
-    fitted = fitted_run(folder, Fit(MSAN("spatial", dim=64), ACT(decoded=0), Views("light"), steps=4))
-    assert semantic_vectors(fitted, domain)[0]["student"].shape == (16, 64)
+    fitted = fitted_run(TrainedFold.open(folder), Fit(MSAN("spatial", dim=64), ACT(decoded=0), Views("light"), steps=4))
+    assert semantic_vectors(fitted, domain)["student"].vectors.shape == (16, 64)
     # an export says nothing of its first stage
     with pytest.raises(KDError, match="second stage of a cascade and its first stage .3d_lowres. is not to be found"):
         load_predictor(stock, ("0",), "checkpoint_final.pth")
@@ -222,16 +222,18 @@ def test_a_student_reads_what_its_teacher_read_unless_told_otherwise(world):
     section = planned(world, SECOND, "CascadeDefault", previous_stage=None).plans["nnunet_kd"]
     assert section["previous_stage"] == f"{world.dataset.name}/nnUNetTrainer__nnUNetPlans__{LOW}"
     # a scheduled teacher says it in its own plans
-    plans = plan_teacher(ID, SECOND, previous_stage=world.low, iterations=2, epochs=1, name="CascadeTeacher").plans
+    plans = plan_teacher(
+        TeacherRequest(ID, SECOND, previous_stage=world.low, iterations=2, epochs=1, name="CascadeTeacher")
+    ).plans
     assert plans["nnunet_kd"]["previous_stage"] == f"{world.dataset.name}/{world.low.name}"
     teacher = finish(make("nnUNetTrainerScheduled", "CascadeTeacher", SECOND))
-    student = plan_student(ID, SECOND, teacher, width=0.5, name="CascadeOfScheduled").plans["nnunet_kd"]
+    student = plan_student(StudentRequest(ID, SECOND, teacher, width=0.5, name="CascadeOfScheduled")).plans["nnunet_kd"]
     assert student["previous_stage"] == plans["nnunet_kd"]["previous_stage"]
     # which a teacher without the cascade's input cannot
     with pytest.raises(KDError, match="--previous-stage FOLDER is missing: name the trained 3d_lowres model"):
         planned(world, FULL, "CascadeNone", previous_stage=None)
     with pytest.raises(KDError, match="--previous-stage FOLDER is missing"):
-        plan_teacher(ID, SECOND, name="CascadeNone")
+        plan_teacher(TeacherRequest(ID, SECOND, name="CascadeNone"))
 
 
 def test_missing_predictions_name_the_command_that_makes_them(world, tmp_path):
@@ -262,14 +264,14 @@ def test_missing_predictions_name_the_command_that_makes_them(world, tmp_path):
 
 def test_what_does_not_fit_a_cascade_is_an_error_that_says_why(world):
     with pytest.raises(KDError, match=r"is a 3d_cascade_fullres model, -c says 3d_fullres: pass -c 3d_cascade_fullres"):
-        plan_student(ID, FULL, world.stock[SECOND], width=0.5, name="CascadeNo")
+        plan_student(StudentRequest(ID, FULL, world.stock[SECOND], width=0.5, name="CascadeNo"))
     with pytest.raises(KDError, match="was trained with spacing .*both must read the same preprocessed data"):
         planned(world, LOW, "CascadeNo")
     with pytest.raises(KDError, match="nnUNetPlans__3d_fullres is a 3d_fullres model, the plans ask for 3d_lowres"):
         planned(world, FULL, "CascadeNo", previous_stage=world.stock[FULL])
     with pytest.raises(KDError, match="--previous-stage is for the second stage of a cascade, 3d_fullres is none"):
-        plan_student(ID, FULL, world.stock[FULL], width=0.5, previous_stage=world.low, name="CascadeNo")
-    name = plan_student(ID, FULL, world.stock[FULL], width=0.5, name="CascadeKey").plans_name
+        plan_student(StudentRequest(ID, FULL, world.stock[FULL], width=0.5, previous_stage=world.low, name="CascadeNo"))
+    name = plan_student(StudentRequest(ID, FULL, world.stock[FULL], width=0.5, name="CascadeKey")).plans_name
     with edited(world, name) as plans:
         plans["nnunet_kd"]["previous_stage"] = str(world.low)
     with pytest.raises(KDError, match="previous_stage.* is set but 3d_fullres is no second stage of a cascade: remove the key"):

@@ -10,12 +10,14 @@ from skimage.io import imread
 from torch.utils.flop_counter import FlopCounterMode
 
 from nnunet_kd.cli.main import main
-from nnunet_kd.networks.cost import count_flops, count_parameters, pareto_front
+from nnunet_kd.networks.cost import count_flops, count_parameters
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network, read_model_folder
 from nnunet_kd.planning import budget
 from nnunet_kd.planning.budget import Budget, Candidate, Proposal, parse_count, parse_milliseconds, propose
 from nnunet_kd.planning.latency import measure_in_turn, peak_memory
+from nnunet_kd.planning.pareto import pareto_front
 from nnunet_kd.planning.plans import plan_student
+from nnunet_kd.planning.requests import StudentRequest
 from nnunet_kd.utils.errors import KDError
 
 
@@ -59,7 +61,7 @@ def test_units():
 
 
 def test_chosen_is_the_biggest_that_meets_the_budget(tiny_teacher):
-    found = propose(950, "2d", tiny_teacher, Budget(parameters=9000), threads=1)
+    found = propose(StudentRequest(950, "2d", tiny_teacher), Budget(parameters=9000), threads=1)
     assert found.chosen.parameters <= 9000 and found.chosen in found.students
     bigger = [s for s in found.students if s.parameters > found.chosen.parameters]
     assert all(s.parameters > 9000 for s in bigger) and bigger  # the next bigger one is shown, to see what it would cost
@@ -68,7 +70,7 @@ def test_chosen_is_the_biggest_that_meets_the_budget(tiny_teacher):
     assert all(s.measured["torch"] > 0 for s in [found.teacher, *found.students])
     # what was counted on tensors without memory is what the planned network has
     planned = plan_student(
-        950, "2d", tiny_teacher, features=found.chosen.features, convs=found.chosen.convs, name="PlansBudget"
+        StudentRequest(950, "2d", tiny_teacher, features=found.chosen.features, convs=found.chosen.convs, name="PlansBudget")
     )
     student = build_network(ModelFolder(planned.file.parent, planned.plans, teacher.dataset_json, "2d")).eval()
     patch = planned.plans["configurations"]["2d"]["patch_size"]
@@ -97,7 +99,7 @@ def test_the_table_decides_and_not_the_search(tiny_teacher, monkeypatch):
         return {name: {"torch": 1.0 if len(networks) > 1 else 10.0 * (name[:2] != "4-")} for name in networks}
 
     monkeypatch.setattr(budget, "measure_in_turn", measured)  # alone, the bigger ones look too slow
-    found = propose(950, "2d", tiny_teacher, Budget(milliseconds=5), threads=1)
+    found = propose(StudentRequest(950, "2d", tiny_teacher), Budget(milliseconds=5), threads=1)
     assert found.chosen is found.students[-1] and found.chosen.features[0] > 4
 
 
@@ -141,7 +143,7 @@ def test_mistakes_are_one_line(tiny_teacher, capsys, options, message):
 
 
 def test_depth_and_convs_of_both_families(tiny_teacher):
-    planned = plan_student(950, "2d", tiny_teacher, width=0.5, depth=2, convs=1, name="PlansDepth")
+    planned = plan_student(StudentRequest(950, "2d", tiny_teacher, width=0.5, depth=2, convs=1, name="PlansDepth"))
     kwargs = planned.plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
     assert kwargs["features_per_stage"] == [4, 8] and kwargs["n_conv_per_stage"] == [1, 1] and kwargs["n_stages"] == 2
     assert kwargs["n_conv_per_stage_decoder"] == [1]

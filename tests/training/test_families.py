@@ -14,6 +14,7 @@ from small_runs import TRAINERS, known_trainers, make, one_step, stopped, weight
 
 from nnunet_kd.nnunet_io.model_folder import build_network, read_model_folder
 from nnunet_kd.planning.plans import plan_student
+from nnunet_kd.planning.requests import StudentRequest
 from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
@@ -108,7 +109,7 @@ def family(network) -> str:
 
 def test_a_plain_student_of_a_residual_teacher_with_its_own_plans(residual_teacher):
     options = {"width": 0.5, "iterations": 10, "epochs": 10, "base_plans": "nnUNetPlans"}
-    planned = plan_student(950, "2d", residual_teacher, name="FamilyPlainOfResidual", **options)
+    planned = plan_student(StudentRequest(950, "2d", residual_teacher, name="FamilyPlainOfResidual", **options))
     trainer = make("nnUNetTrainerGKDCrossView", planned.plans_name)
     learns(trainer)
     assert (family(trainer.network), family(trainer.teacher.network)) == ("PlainConvUNet", "ResidualEncoderUNet")
@@ -120,7 +121,7 @@ def test_a_plain_student_of_a_residual_teacher_with_its_own_plans(residual_teach
 def test_a_residual_student_of_a_plain_teacher(tiny_teacher, write_plans):
     base = write_plans("FamilyResidualBase", [8, 16, 32], residual=True)
     options = {"width": 0.4, "iterations": 10, "epochs": 10, "base_plans": base}
-    planned = plan_student(950, "2d", tiny_teacher, name="FamilyResidualOfPlain", **options)
+    planned = plan_student(StudentRequest(950, "2d", tiny_teacher, name="FamilyResidualOfPlain", **options))
     trainer = make("nnUNetTrainerGKDCrossView", planned.plans_name)
     learns(trainer)
     assert (family(trainer.network), family(trainer.teacher.network)) == ("ResidualEncoderUNet", "PlainConvUNet")
@@ -136,7 +137,7 @@ def test_families_pair_in_volumes_too(make_dataset, train):
     residual, plain = train(dataset, plans="FamilyResidual"), train(dataset)
     for teacher, base, name in ((residual, "nnUNetPlans", "FamilyA"), (plain, "FamilyResidual", "FamilyB")):
         options = {"width": 0.4, "iterations": 10, "epochs": 10, "base_plans": base, "name": name}
-        plan_student(dataset.id, "3d_fullres", teacher, **options)
+        plan_student(StudentRequest(dataset.id, "3d_fullres", teacher, **options))
         where = (str(dataset.id), "3d_fullres", 0)
         trainer = get_trainer_from_args(*where, "nnUNetTrainerGKDCrossView", name, device=torch.device("cpu"))
         learns(trainer)
@@ -145,7 +146,9 @@ def test_families_pair_in_volumes_too(make_dataset, train):
 
 def test_a_student_as_deep_as_its_own_plans_say(residual_teacher, write_plans):
     base = write_plans("FamilyFlat", [8, 16], patch=16)
-    planned = plan_student(950, "2d", residual_teacher, iterations=10, epochs=10, base_plans=base, name="FamilyTwoStages")
+    planned = plan_student(
+        StudentRequest(950, "2d", residual_teacher, iterations=10, epochs=10, base_plans=base, name="FamilyTwoStages")
+    )
     trainer = make("nnUNetTrainerGKDCrossView", planned.plans_name)
     learns(trainer)
     assert trainer.distiller.alignment.pairs[0].name == "2x2" and list(trainer.configuration_manager.patch_size) == [16, 16]
@@ -157,10 +160,12 @@ def test_a_patch_that_the_teacher_cannot_read_is_an_error_before_training(residu
     says = r"was trained on patches of \[48, 48\] and cannot read the student's of \[20, 20\].*multiples of its strides"
     base = write_plans("FamilyOddPatch", [8, 16, 32], patch=20)
     with pytest.raises(KDError, match=says) as error:
-        plan_student(950, "2d", residual_teacher, base_plans=base, name="FamilyNo")
+        plan_student(StudentRequest(950, "2d", residual_teacher, base_plans=base, name="FamilyNo"))
     assert "\n" not in str(error.value)
     # and where the plans were edited afterwards
-    planned = plan_student(950, "2d", residual_teacher, iterations=1, base_plans="nnUNetPlans", name="FamilyEdited")
+    planned = plan_student(
+        StudentRequest(950, "2d", residual_teacher, iterations=1, base_plans="nnUNetPlans", name="FamilyEdited")
+    )
     planned.plans["configurations"]["2d"]["patch_size"] = [20, 20]
     planned.file.write_text(json.dumps(planned.plans))
     trainer = make("nnUNetTrainerKD", planned.plans_name)
@@ -179,16 +184,16 @@ def test_a_patch_that_the_teacher_cannot_read_is_an_error_before_training(residu
 def test_plans_of_other_data_are_an_error_that_says_why(tiny_teacher, write_plans, keys, says):
     base = write_plans("FamilyOtherData", [8, 16, 32], **keys)
     with pytest.raises(KDError, match=f"{says}.*both must read the same preprocessed data"):
-        plan_student(950, "2d", tiny_teacher, base_plans=base, name="FamilyNo")
+        plan_student(StudentRequest(950, "2d", tiny_teacher, base_plans=base, name="FamilyNo"))
 
 
 def test_other_axes_and_missing_base_plans(tiny_dataset, tiny_teacher, write_plans):
     file = tiny_dataset.preprocessed / f"{write_plans('FamilyAxes', [8, 16, 32])}.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"transpose_forward": [0, 2, 1]}))
     with pytest.raises(KDError, match=r"axes in the order \[0, 1, 2\], the student's plans say \[0, 2, 1\]"):
-        plan_student(950, "2d", tiny_teacher, base_plans="FamilyAxes", name="FamilyNo")
+        plan_student(StudentRequest(950, "2d", tiny_teacher, base_plans="FamilyAxes", name="FamilyNo"))
     with pytest.raises(KDError, match="FamilyNowhere.json does not exist: run `nnUNetv2_plan_and_preprocess -d 950` first"):
-        plan_student(950, "2d", tiny_teacher, base_plans="FamilyNowhere", name="FamilyNo")
+        plan_student(StudentRequest(950, "2d", tiny_teacher, base_plans="FamilyNowhere", name="FamilyNo"))
 
 
 def test_other_channels_are_an_error_that_says_why(tiny_dataset, tiny_teacher, tmp_path):
@@ -197,7 +202,7 @@ def test_other_channels_are_an_error_that_says_why(tiny_dataset, tiny_teacher, t
     file.write_text(json.dumps(json.loads(content) | {"channel_names": {"0": "red", "1": "green"}}))
     try:
         with pytest.raises(KDError, match="has input channels .*red.*train teacher and student on the same dataset.json"):
-            plan_student(950, "2d", tiny_teacher, name="FamilyNo")
+            plan_student(StudentRequest(950, "2d", tiny_teacher, name="FamilyNo"))
     finally:
         file.write_text(content)
 
@@ -205,7 +210,7 @@ def test_other_channels_are_an_error_that_says_why(tiny_dataset, tiny_teacher, t
 def test_several_folds_average_their_predictions_and_cannot_share_features(tiny_dataset, tiny_teacher, train):
     train(tiny_dataset, fold=1, seed=1)
     options = {"iterations": 4, "epochs": 2, "teacher_fold": ["same", 1]}
-    planned = plan_student(950, "2d", tiny_teacher, name="FamilyFolds", **options)
+    planned = plan_student(StudentRequest(950, "2d", tiny_teacher, name="FamilyFolds", **options))
     trainer = make("nnUNetTrainerKDViews", planned.plans_name)
     trainer.on_train_start()
     x = torch.randn(2, 1, 32, 32)
@@ -231,7 +236,7 @@ def test_a_teacher_of_another_trainer(tiny_dataset, train, theirs, monkeypatch, 
     """Custom trainers from outside with a network of their own, and one of nnU-Net's with batch norms."""
     monkeypatch.setenv("nnUNet_extTrainer", theirs)
     folder = train(tiny_dataset, trainer=name)
-    planned = plan_student(950, "2d", folder, iterations=10, epochs=10, name=f"Family{name[13:]}")
+    planned = plan_student(StudentRequest(950, "2d", folder, iterations=10, epochs=10, name=f"Family{name[13:]}"))
     wide = [8, 16, 32] if name == "nnUNetTrainerBN" else [16, 32, 64]
     assert planned.plans["nnunet_kd"]["teacher"]["stages"]["channels"] == wide
     trainer = make("nnUNetTrainerGKDCrossView", planned.plans_name)
@@ -243,7 +248,7 @@ def test_a_teacher_of_another_trainer(tiny_dataset, train, theirs, monkeypatch, 
     monkeypatch.setenv("nnUNet_extTrainer", TRAINERS)
     says = f"cannot build the network of .*{name}.*set nnUNet_extTrainer to its folder"
     with pytest.raises(KDError, match=says) as error:
-        plan_student(950, "2d", folder, name="FamilyNo")
+        plan_student(StudentRequest(950, "2d", folder, name="FamilyNo"))
     assert "\n" not in str(error.value)
     trainer = make("nnUNetTrainerGKD", planned.plans_name)
     with pytest.raises(KDError, match=says):
@@ -251,7 +256,9 @@ def test_a_teacher_of_another_trainer(tiny_dataset, train, theirs, monkeypatch, 
 
 
 def test_a_student_can_teach_without_any_variable(tiny_dataset, tiny_teacher, monkeypatch):
-    trainer = make("nnUNetTrainerGKD", plan_student(950, "2d", tiny_teacher, iterations=1, name="FamilyFirst").plans_name)
+    trainer = make(
+        "nnUNetTrainerGKD", plan_student(StudentRequest(950, "2d", tiny_teacher, iterations=1, name="FamilyFirst")).plans_name
+    )
     trainer.run_training()
     monkeypatch.delenv("nnUNet_extTrainer")
     model = read_model_folder(Path(trainer.output_folder_base))

@@ -20,6 +20,7 @@ from small_runs import known_trainers, make, stopped, student
 
 from nnunet_kd.nnunet_io.checkpoints import check_writable, load_checkpoint, save_atomically
 from nnunet_kd.planning.plans import plan_teacher
+from nnunet_kd.planning.requests import TeacherRequest
 from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.random_state import random_state
@@ -272,7 +273,7 @@ def test_a_difference_of_one_bit_is_found():
 @pytest.mark.parametrize("stop", [1, 2, 3, 4])
 def test_a_continued_training_knows_its_best_epoch(tiny_dataset, external_trainers, stop):
     """nnU-Net writes the latest before it knows of a new best; continued from it, a worse epoch would replace the best."""
-    planned = plan_teacher(950, "2d", iterations=5, epochs=5, name="BestPlans", overwrite=True)
+    planned = plan_teacher(TeacherRequest(950, "2d", iterations=5, epochs=5, name="BestPlans", overwrite=True))
     dice = [0.5, 0.9, 0.2, 0.7, 0.1]  # of the epochs; their running mean is best after the second
 
     def begin(resume: bool):

@@ -15,6 +15,7 @@ from nnunet_kd.deploy.export import export_model
 from nnunet_kd.losses import class_prototypes, full_precision, inter_graph_loss
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.planning.plans import plan_teacher
+from nnunet_kd.planning.requests import TeacherRequest
 from nnunet_kd.training import distillation as trainer_module
 
 TERMS = {n: {"weight": 1.0} for n in ("kd", "intra", "inter", "cross")}
@@ -111,7 +112,9 @@ def channels_last(network) -> bool:
     ],
 )
 def test_narrow_networks_are_channels_last_under_bfloat16(tiny_dataset, precision, features, expected):
-    planned = plan_teacher(950, "2d", features=features, cpu_precision=precision, name="PlansLayout", overwrite=True)
+    planned = plan_teacher(
+        TeacherRequest(950, "2d", features=features, cpu_precision=precision, name="PlansLayout", overwrite=True)
+    )
     trainer = make("nnUNetTrainerScheduled", planned.plans_name)
     trainer.initialize()
     assert channels_last(trainer.network) == expected

@@ -14,6 +14,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from small_runs import known_trainers, one_step
 
 from nnunet_kd.planning.plans import plan_student
+from nnunet_kd.planning.requests import StudentRequest
 from nnunet_kd.training import distillation as trainer_module
 
 MODES = {
@@ -54,13 +55,15 @@ class Cell(NamedTuple):
 
     def trainer(self, name: str, epochs: int, iterations: int, **section):
         planned = plan_student(
-            self.dataset.id,
-            self.dataset.configuration,
-            self.teacher,
-            width=0.5,
-            iterations=epochs * iterations,
-            epochs=epochs,
-            name=f"Modes{name.removeprefix('nnUNetTrainer')}",
+            StudentRequest(
+                self.dataset.id,
+                self.dataset.configuration,
+                self.teacher,
+                width=0.5,
+                iterations=epochs * iterations,
+                epochs=epochs,
+                name=f"Modes{name.removeprefix('nnUNetTrainer')}",
+            )
         )
         plans = planned.plans
         plans["nnunet_kd"].update(section)

@@ -16,6 +16,7 @@ from nnunetv2.training.nnUNetTrainer.primus.primus_trainers import nnUNet_Primus
 from small_runs import TRAINERS, continued, known_trainers, one_step, same, stopped, weights
 
 from nnunet_kd.planning.plans import plan_student
+from nnunet_kd.planning.requests import StudentRequest
 from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
@@ -93,7 +94,7 @@ def make(name: str, plans: str, resume: bool = False):
 
 def planned(teacher: Path, name: str, **section) -> str:
     options = {"width": 0.5, "iterations": 10, "epochs": 10, "initial_lr": 3e-4, "name": name, "overwrite": True}
-    made = plan_student(ID, "3d_fullres", teacher, **options)
+    made = plan_student(StudentRequest(ID, "3d_fullres", teacher, **options))
     made.plans["nnunet_kd"].update(section)
     made.file.write_text(json.dumps(made.plans))
     return made.plans_name
@@ -179,7 +180,10 @@ def test_what_reads_stages_is_not_implemented_for_a_primus_student(plain_teacher
 def test_planning_knows_what_a_primus_teacher_allows(primus_teacher, tmp_path, capsys):
     from nnunet_kd.cli.main import main
 
-    refused(lambda: plan_student(ID, "3d_fullres", primus_teacher, preset="paper", name="PrimusNo"), "the teacher, a Primus")
+    refused(
+        lambda: plan_student(StudentRequest(ID, "3d_fullres", primus_teacher, preset="paper", name="PrimusNo")),
+        "the teacher, a Primus",
+    )
     assert main(["plan", str(ID), "-c", "3d_fullres", "--teacher", str(primus_teacher), "--name", "PrimusCLI"]) == 0
     out = capsys.readouterr().out
     assert "-tr nnUNetTrainerKDViews" in out and "nnUNetTrainerGKD " not in out
@@ -191,4 +195,4 @@ def test_a_primus_teacher_reads_patches_of_its_own_size_alone(primus_teacher, vo
         plans["configurations"]["3d_fullres"]["patch_size"] = [patch] * 3
         (volumes.preprocessed / "PrimusPatch.json").write_text(json.dumps(plans | {"plans_name": "PrimusPatch"}))
         with pytest.raises(KDError, match=rf"patches of \[16, 16, 16\] and cannot read .* \[{patch}.*its own size"):
-            plan_student(ID, "3d_fullres", primus_teacher, base_plans="PrimusPatch", name="PrimusNo")
+            plan_student(StudentRequest(ID, "3d_fullres", primus_teacher, base_plans="PrimusPatch", name="PrimusNo"))

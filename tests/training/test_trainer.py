@@ -14,6 +14,7 @@ from small_runs import continued, known_trainers, make, same, stopped, student, 
 
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.planning.plans import plan_teacher
+from nnunet_kd.planning.requests import TeacherRequest
 from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
@@ -155,7 +156,7 @@ def test_frozen_msans_do_not_change_after_act_and_joint_ones_do(tiny_teacher):
 
 
 def test_a_scheduled_teacher_trains_and_teaches(tiny_dataset):
-    planned = plan_teacher(950, "2d", iterations=2, epochs=1, name="TeacherPlans", overwrite=True)
+    planned = plan_teacher(TeacherRequest(950, "2d", iterations=2, epochs=1, name="TeacherPlans", overwrite=True))
     trainer = make("nnUNetTrainerScheduled", planned.plans_name)
     trainer.run_training()
     plans = student(Path(trainer.output_folder_base), "KDsched", epochs=1, iterations=1)
@@ -207,7 +208,7 @@ def test_a_bad_teacher_stops_the_training_before_it_starts(tiny_teacher, tmp_pat
 
 def test_a_fold_the_teacher_was_not_trained_on_is_an_error(tiny_teacher):
     trainer = make("nnUNetTrainerKD", student(tiny_teacher, "KDfold", epochs=1, iterations=1), fold=4)
-    with pytest.raises(KDError, match=r"fold_4/checkpoint_final.pth is missing \(folds with .*: 0.*\): train fold 4"):
+    with pytest.raises(KDError, match=r"no checkpoint at .*fold_4/checkpoint_final.pth \(folds with .*: 0.*\): train fold 4"):
         trainer.run_training()
 
 

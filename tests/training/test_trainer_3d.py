@@ -13,6 +13,7 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from small_runs import one_step
 
 from nnunet_kd.planning.plans import plan_student
+from nnunet_kd.planning.requests import StudentRequest
 from nnunet_kd.utils.environment import trainers_path
 
 TERMS = ("intra", "inter", "cross_ts", "cross_st")
@@ -30,7 +31,7 @@ class Run:
 
     def __init__(self, dataset, teacher: Path, trainer: str) -> None:
         name = f"KD{trainer.removeprefix('nnUNetTrainer')}"
-        plan_student(dataset.id, dataset.configuration, teacher, width=0.5, iterations=10, epochs=10, name=name)
+        plan_student(StudentRequest(dataset.id, dataset.configuration, teacher, width=0.5, iterations=10, epochs=10, name=name))
         device = torch.device("cpu")
         self.trainer = get_trainer_from_args(str(dataset.id), dataset.configuration, 0, trainer, name, device=device)
         self.gradients: dict[str, list[float]] = {}
@@ -92,7 +93,7 @@ def test_narrow_volumes_step_in_bfloat16(volumes):
     # channels_last is for images; a volume's weights have five axes
     dataset, teacher = volumes
     options = {"width": 0.5, "iterations": 10, "epochs": 10, "cpu_precision": "bfloat16"}
-    plan_student(dataset.id, dataset.configuration, teacher, **options, name="KDhalf3d")
+    plan_student(StudentRequest(dataset.id, dataset.configuration, teacher, **options, name="KDhalf3d"))
     device = torch.device("cpu")
     trainer = get_trainer_from_args(
         str(dataset.id), dataset.configuration, 0, "nnUNetTrainerGKDCrossView", "KDhalf3d", device=device

@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from nnunet_kd.comparison.analysis.differences import Comparison
 from nnunet_kd.evaluation.report.figures import STUDENTS, TEACHER, new_figure, save_figure, tidy
-from nnunet_kd.networks.cost import pareto_front
+from nnunet_kd.planning.pareto import pareto_front
 
 BETTER, WORSE, EVEN = STUDENTS[2], STUDENTS[1], "#777777"
 WIDE = 4  # panels side by side

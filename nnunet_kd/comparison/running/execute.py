@@ -28,7 +28,7 @@ from nnunet_kd.comparison.sizes import FINAL
 from nnunet_kd.config.run import SECTION
 from nnunet_kd.deploy.export import export_model
 from nnunet_kd.evaluation.domains import Domain
-from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
+from nnunet_kd.nnunet_io.trained_fold import OpenedFolds, TrainedFold
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
@@ -56,14 +56,14 @@ def model_folder(comparison: Comparison, run: Run) -> Path:
 
 def missing(comparison: Comparison, run: Run, rows: list[dict[str, str]] | None = None) -> list[Domain]:
     """The run's domains with only those cases that have no row yet. ``rows``: the CSV's, if they have just been read."""
-    there = cases_by_identity(read_rows(comparison.settings.csv) if rows is None else rows)
-    found = []
+    measured = cases_by_identity(read_rows(comparison.settings.csv) if rows is None else rows)
+    remaining = []
     for domain in comparison.domains_of(run):
-        done = there.get(_identity_of(run, domain), set())
+        done = measured.get(_identity_of(run, domain), set())
         left = [c for c in domain.cases if c not in done]
         if left:
-            found.append(dataclasses.replace(domain, cases=left))
-    return found
+            remaining.append(dataclasses.replace(domain, cases=left))
+    return remaining
 
 
 def unmeasured(comparison: Comparison, run: Run, rows: list[dict[str, str]] | None = None) -> list[Domain]:
@@ -214,8 +214,8 @@ def _training_folder(comparison: Comparison, run: Run) -> Path:
     for name in run.plans_names:
         folder = run.source.results / f"{run.trainer}__{name}__{comparison.settings.configuration}"
         trained, planned = folder / "plans.json", run.source.preprocessed / f"{name}.json"
-        found = trained if trained.is_file() else planned
-        if not found.is_file() or same_training(run, json.loads(found.read_text(encoding="utf-8"))):
+        plans = trained if trained.is_file() else planned
+        if not plans.is_file() or same_training(run, json.loads(plans.read_text(encoding="utf-8"))):
             return folder
     return folder  # the last name holds the settings' hash: at most the teacher's folder has moved
 
@@ -270,8 +270,9 @@ def _last_error(log: Path) -> str:
 def _export(comparison: Comparison, run: Run, folder: Path) -> dict:
     s = comparison.settings
     out = model_folder(comparison, run)
-    epoch = _last_epoch(run, folder)
-    export_model(folder, out, (str(run.fold),), overwrite=True)
+    folds = OpenedFolds()  # the checkpoint that is looked at is the one that is exported
+    epoch = _last_epoch(run, folds.open(folder, run.fold, FINAL))
+    export_model(folder, out, (str(run.fold),), overwrite=True, open_fold=folds.open)
     record = read_record(folder / f"fold_{run.fold}" / RECORD)
     cpu, wall = record["epochs"].get(str(run.plans[SECTION]["schedule"]["epochs"])) or (None, None)
     kept = {
@@ -290,18 +291,17 @@ def _export(comparison: Comparison, run: Run, folder: Path) -> dict:
     return kept
 
 
-def _last_epoch(run: Run, folder: Path) -> int:
+def _last_epoch(run: Run, trained: TrainedFold) -> int:
     """The epoch of the training's final checkpoint, which must be the schedule's last.
 
     A comparison chooses no checkpoint: one chosen on a target set would inflate the Dice there. nnU-Net's checkpoint_best (or
     any other) under the final one's name is therefore refused.
     """
-    file = folder / f"fold_{run.fold}" / FINAL
-    epoch, last = load_checkpoint(file).get("current_epoch"), run.plans[SECTION]["schedule"]["epochs"]
+    epoch, last = trained.epoch, run.plans[SECTION]["schedule"]["epochs"]
     if epoch != last:
         raise KDError(
-            f"{file} holds epoch {epoch} of {last}: only the schedule's last epoch is compared, never a chosen one; put the "
-            "file back that the training wrote, or remove its folder to train again"
+            f"{trained.file} holds epoch {epoch} of {last}: only the schedule's last epoch is compared, never a chosen one; "
+            "put the file back that the training wrote, or remove its folder to train again"
         )
     return epoch
 

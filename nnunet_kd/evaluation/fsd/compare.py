@@ -10,12 +10,11 @@ import numpy as np
 
 from nnunet_kd.evaluation.domains import Domain
 from nnunet_kd.evaluation.fsd import distance as fsd
-from nnunet_kd.evaluation.fsd.post_hoc import Fit, fit_of, fit_of_run, fitted_run
-from nnunet_kd.evaluation.fsd.vector_files import Sample
-from nnunet_kd.evaluation.fsd.vectors import AlignedRun, has_alignment, load_aligned_run, semantic_vectors
+from nnunet_kd.evaluation.fsd.post_hoc import fit_of, fit_of_run, fitted_run
+from nnunet_kd.evaluation.fsd.sample import Sample
+from nnunet_kd.evaluation.fsd.vectors import AlignedRun, load_aligned_run, semantic_vectors
 from nnunet_kd.evaluation.predict import check_readable
-from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
-from nnunet_kd.nnunet_io.model_folder import read_model_folder
+from nnunet_kd.nnunet_io.trained_fold import OpenFold, TrainedFold
 from nnunet_kd.utils.errors import KDError
 
 MSANS = ("auto", "own", "fit")
@@ -34,18 +33,9 @@ class Semantics:
     msans: dict[str, dict]
 
 
-def prepare_runs(
-    models: Mapping[str, str | Path],
-    msan: str = "auto",
-    preset: str | None = None,
-    steps: int = 600,
-    seed: int = 0,
-    fold: int | str = 0,
-    checkpoint: str = "checkpoint_final.pth",
-    networks: Sequence[str] = ("student", "teacher"),
-    cache: Path | None = None,
-) -> dict[str, AlignedRun]:
-    """Models with MSANs: those of their training, or fitted ones with the same settings for all.
+@dataclasses.dataclass(frozen=True)
+class RunsRequest:
+    """Which MSANs models are compared with.
 
     Args:
         msan: "own" (of the training), "fit" (fit them to every model, post_hoc.py), "auto": own if every model has some of one
@@ -56,18 +46,44 @@ def prepare_runs(
         cache: folder for fitted MSANs.
 
     Raises:
+        KDError: no such ``msan``.
+    """
+
+    msan: str = "auto"
+    preset: str | None = None
+    steps: int = 600
+    seed: int = 0
+    networks: Sequence[str] = ("student", "teacher")
+    cache: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.msan not in MSANS:
+            raise KDError(f'--msan "{self.msan}" is unknown: use one of {", ".join(MSANS)}')
+
+
+def prepare_runs(
+    folds: Mapping[str, TrainedFold], request: RunsRequest | None = None, open_fold: OpenFold = TrainedFold.open
+) -> dict[str, AlignedRun]:
+    """Models with MSANs: those of their training, or fitted ones with the same settings for all.
+
+    Args:
+        folds: of the models, by the models' names.
+        open_fold: how teachers' folds are opened.
+
+    Raises:
         KDError: as `load_aligned_run` and `fitted_run` do.
     """
-    if msan not in MSANS:
-        raise KDError(f'--msan "{msan}" is unknown: use one of {", ".join(MSANS)}')
-    own = [name for name, folder in models.items() if has_alignment(folder, fold, checkpoint)]
-    settings = {name: _own_fit(models[name], fold, checkpoint, steps, seed) for name in own}
-    alike = len(own) == len(models) and len({repr((f.msan, f.act)) for f in settings.values()}) == 1
-    if msan == "own" or (msan == "auto" and alike and preset is None):
-        teacher = "teacher" in networks
-        return {name: load_aligned_run(folder, fold, checkpoint, teacher) for name, folder in models.items()}
-    fit = fit_of(preset or "default", steps, seed) if preset or not own else settings[own[0]]
-    return {name: fitted_run(folder, fit, fold, checkpoint, name, cache) for name, folder in models.items()}
+    request = request or RunsRequest()
+    settings = {name: fit_of_run(fold, request.steps, request.seed) for name, fold in folds.items() if fold.msans is not None}
+    alike = len(settings) == len(folds) and len({repr((f.msan, f.act)) for f in settings.values()}) == 1
+    if request.msan == "own" or (request.msan == "auto" and alike and request.preset is None):
+        teacher = "teacher" in request.networks
+        return {name: load_aligned_run(fold, teacher, open_fold) for name, fold in folds.items()}
+    if request.preset or not settings:
+        fit = fit_of(request.preset or "default", request.steps, request.seed)
+    else:
+        fit = next(iter(settings.values()))
+    return {name: fitted_run(fold, fit, name, request.cache, open_fold) for name, fold in folds.items()}
 
 
 def compare_models(
@@ -113,7 +129,7 @@ def compare_models(
     def add(comparison: str, model: str, network: str, a: Sample, b: Sample, names: tuple[str, str]) -> None:
         samples_drawn = bootstrap if comparison == "domains" else max(10, bootstrap // 4)
         try:
-            result = fsd.compare(a.vectors, b.vectors, a.cases, b.cases, seed=seed, bootstrap=samples_drawn)
+            result = fsd.compare(a, b, seed=seed, bootstrap=samples_drawn)
         except ValueError as error:
             raise KDError(f"FSD of {names[0]} against {names[1]} ({model} {network}): {error}; give it more cases") from None
         rows.append(
@@ -128,32 +144,37 @@ def compare_models(
             }
         )
 
+    def halves(home: Sample, name: str) -> tuple[Sample, Sample]:
+        first = np.isin(home.cases, list(reference))
+        try:
+            return home.part(first), home.part(~first)
+        except ValueError as error:
+            raise KDError(f"half of source domain {name}: {error}; give it more cases") from None
+
     for name, run in runs.items():
-        read = tuple(n for n in networks if n in run.networks) if run.origin == "training" else run.networks
-        found: dict[str, dict[str, Sample]] = {}
+        chosen = tuple(n for n in networks if n in run.networks) if run.origin == "training" else run.networks
+        by_kind: dict[str, dict[str, Sample]] = {}
         for domain in (source, *targets):
-            vectors, cases = semantic_vectors(run, domain, read, maps=maps)
-            for kind, values in vectors.items():
-                found.setdefault(kind, {})[domain.name] = Sample(values, np.array(cases))
-        samples[name] = found
-        between = [(n, "domains") for n in read]
-        if source.name in found.get("annotation", {}) and not (annotated and run.origin == "post hoc"):
+            for kind, sample in semantic_vectors(run, domain, chosen, maps=maps).items():
+                by_kind.setdefault(kind, {})[domain.name] = sample
+        samples[name] = by_kind
+        between = [(n, "domains") for n in chosen]
+        if source.name in by_kind.get("annotation", {}) and not (annotated and run.origin == "post hoc"):
             between.append(("annotation", "annotation"))  # a fitted P-SAE is the same for all models
             annotated = True
         for kind, comparison in between:
-            home = found[kind][source.name]
-            first = np.isin(home.cases, list(reference))
-            add(comparison, name, kind, home.part(first), home.part(~first), (source.name, f"{source.name} (other half)"))
+            one_half, other_half = halves(by_kind[kind][source.name], source.name)
+            add(comparison, name, kind, one_half, other_half, (source.name, f"{source.name} (other half)"))
             for target in targets:
-                if target.name in found[kind]:
-                    add(comparison, name, kind, home.part(first), found[kind][target.name], (source.name, target.name))
+                if target.name in by_kind[kind]:
+                    add(comparison, name, kind, one_half, by_kind[kind][target.name], (source.name, target.name))
         for domain in (source, *targets):
-            if "teacher" in read and "student" in read:
-                pair = found["teacher"][domain.name], found["student"][domain.name]
+            if "teacher" in chosen and "student" in chosen:
+                pair = by_kind["teacher"][domain.name], by_kind["student"][domain.name]
                 add("networks", name, "student", *pair, (f"teacher on {domain.name}", f"student on {domain.name}"))
-            for network in read:
-                if domain.name in found.get("annotation", {}):
-                    pair = found["annotation"][domain.name], found[f"{network} prediction"][domain.name]
+            for network in chosen:
+                if domain.name in by_kind.get("annotation", {}):
+                    pair = by_kind["annotation"][domain.name], by_kind[f"{network} prediction"][domain.name]
                     add("prediction", name, network, *pair, (f"annotation of {domain.name}", f"prediction on {domain.name}"))
     for name in runs if teacher else ():
         if name != teacher:
@@ -170,11 +191,6 @@ def compare_models(
         for n, r in runs.items()
     }
     return Semantics(rows, samples, msans)
-
-
-def _own_fit(folder: str | Path, fold: int | str, checkpoint: str, steps: int, seed: int) -> Fit:
-    trainer = load_checkpoint(read_model_folder(folder).checkpoint(fold, checkpoint))["trainer_name"]
-    return fit_of_run(folder, trainer, steps, seed)
 
 
 def check_domains(source: Domain, targets: Sequence[Domain]) -> None:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from nnunet_kd.evaluation.fsd.sample import Sample
+
 Statistic = Callable[[np.ndarray, np.ndarray], float]
 
 
@@ -29,7 +31,9 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     Raises:
         ValueError: not two-dimensional, different d, fewer than two vectors, or values that are not finite.
     """
-    a, b = _checked(a, b)
+    first, second = Sample(a), Sample(b)
+    _check_dimensions(first, second)
+    a, b = first.doubles, second.doubles
     shift = a.mean(0) - b.mean(0)
     a, b = ((x - x.mean(0)) / math.sqrt(len(x) - 1) for x in (a, b))
     spread = (a**2).sum() + (b**2).sum()
@@ -39,43 +43,33 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     return float(max(0.0, shift @ shift + spread - 2 * overlap))
 
 
-def extrapolated_distance(
-    a: np.ndarray,
-    b: np.ndarray,
-    cases_a: Sequence[str] | None = None,
-    cases_b: Sequence[str] | None = None,
-    sizes: int = 8,
-    repeats: int = 8,
-    seed: int = 0,
-) -> float:
+def extrapolated_distance(a: Sample, b: Sample, sizes: int = 8, repeats: int = 8, seed: int = 0) -> float:
     """FSD at an endless number of cases: a line in 1/N through the FSD of random subsets of N cases (without ``cases``:
-    N vectors) of either set, N from half of the smaller set to all of it.
+    N vectors) of either sample, N from half of the smaller sample to all of it.
 
     Free of bias to first order only: with strong differences between few cases a third of the raw bias stays, and near
     0 the number may be negative. Source: Chong and Forsyth, CVPR 2020 (for the Frechet inception distance).
 
     Raises:
-        ValueError: as `frechet_distance`, or fewer than 4 cases (8 vectors) in a set.
+        ValueError: vectors of different dimensions, or fewer than 4 cases (8 vectors) in a sample.
     """
-    a, b, groups_a, groups_b = _checked_groups(a, b, cases_a, cases_b)
-    most = min(len(groups_a), len(groups_b))
-    least, what = (8, "vectors") if cases_a is None and cases_b is None else (4, "cases")
+    _check_dimensions(a, b)
+    most = min(len(a.rows_of_cases), len(b.rows_of_cases))
+    least, what = (8, "vectors") if a.cases is None and b.cases is None else (4, "cases")
     if most < least:
-        raise ValueError(f"extrapolation needs {least} {what} in either set, got {most}")
+        raise ValueError(f"extrapolation needs {least} {what} in either sample, got {most}")
     rng = np.random.default_rng(seed)
-    inverse, found = [], []
+    inverse, distances = [], []
     for count in np.unique(np.round(1 / np.linspace(1 / most, 2 / most, sizes)).astype(int)):
         for _ in range(repeats):
-            rows_a = _rows(groups_a, rng.choice(len(groups_a), count, replace=False))
-            rows_b = _rows(groups_b, rng.choice(len(groups_b), count, replace=False))
+            rows_a = _rows(a, rng.choice(len(a.rows_of_cases), count, replace=False))
+            rows_b = _rows(b, rng.choice(len(b.rows_of_cases), count, replace=False))
             inverse.append(1 / count)
-            found.append(frechet_distance(a[rows_a], b[rows_b]))
-    return float(np.polyfit(inverse, found, 1)[1])
+            distances.append(frechet_distance(a.doubles[rows_a], b.doubles[rows_b]))
+    return float(np.polyfit(inverse, distances, 1)[1])
 
 
-def kernel_distance(
-    a: np.ndarray, b: np.ndarray, cases_a: Sequence[str] | None = None, cases_b: Sequence[str] | None = None
-) -> float:
+def kernel_distance(a: Sample, b: Sample) -> float:
     """Unbiased squared maximum mean discrepancy, kernel (x.y/d + 1)^3: the form of the kernel inception distance.
 
     Pairs of vectors of one case are left out: they resemble each other, and with them the distance of two samples of
@@ -83,66 +77,47 @@ def kernel_distance(
     Source: Binkowski et al., ICLR 2018.
 
     Raises:
-        ValueError: as `frechet_distance`, or fewer than two cases in a set.
+        ValueError: vectors of different dimensions, or fewer than two cases in a sample.
     """
-    a, b, groups_a, groups_b = _checked_groups(a, b, cases_a, cases_b)
-    sums = _KernelSums(a, b, groups_a, groups_b)
-    return sums.distance(np.ones(len(groups_a)), np.ones(len(groups_b)))
+    return _KernelSums(a, b).distance(np.ones(len(a.rows_of_cases)), np.ones(len(b.rows_of_cases)))
 
 
-def kernel_interval(
-    a: np.ndarray, b: np.ndarray, cases_a: Sequence[str], cases_b: Sequence[str], n: int = 200, seed: int = 0
-) -> tuple[float, float]:
+def kernel_interval(a: Sample, b: Sample, n: int = 200, seed: int = 0) -> tuple[float, float]:
     """95% interval of `kernel_distance`: percentiles over n bootstrap samples of cases.
 
     A case drawn twice makes no pair with itself. Samples that hold one case only have no distance and are left out.
     """
-    a, b, groups_a, groups_b = _checked_groups(a, b, cases_a, cases_b)
-    sums = _KernelSums(a, b, groups_a, groups_b)
+    sums = _KernelSums(a, b)
     rng = np.random.default_rng(seed)
-    found = []
+    distances = []
     for _ in range(n):
-        weights = [rng.multinomial(len(g), np.full(len(g), 1 / len(g))) for g in (groups_a, groups_b)]
+        counts = [len(sample.rows_of_cases) for sample in (a, b)]
+        weights = [rng.multinomial(count, np.full(count, 1 / count)) for count in counts]
         if all((w > 0).sum() > 1 for w in weights):
-            found.append(sums.distance(*weights))
-    return tuple(float(q) for q in np.quantile(found, (0.025, 0.975)))
+            distances.append(sums.distance(*weights))
+    return tuple(float(q) for q in np.quantile(distances, (0.025, 0.975)))
 
 
 def bootstrap_interval(
-    a: np.ndarray,
-    b: np.ndarray,
-    cases_a: Sequence[str],
-    cases_b: Sequence[str],
-    statistic: Statistic = frechet_distance,
-    n: int = 200,
-    seed: int = 0,
+    a: Sample, b: Sample, statistic: Statistic = frechet_distance, n: int = 200, seed: int = 0
 ) -> tuple[float, float]:
     """95% interval of ``statistic(a, b)`` over n bootstrap samples of cases, mirrored at the observed value.
 
     Mirrored (the "basic" bootstrap): what resampling adds to the statistic is taken off. So the interval corrects FSD's
     bias much as `extrapolated_distance` does and may lie below the raw FSD.
     """
-    a, b, groups_a, groups_b = _checked_groups(a, b, cases_a, cases_b)
+    _check_dimensions(a, b)
     rng = np.random.default_rng(seed)
-    found = []
+    resampled = []
     for _ in range(n):
-        rows_a = _rows(groups_a, rng.integers(len(groups_a), size=len(groups_a)))
-        rows_b = _rows(groups_b, rng.integers(len(groups_b), size=len(groups_b)))
-        found.append(statistic(a[rows_a], b[rows_b]))
-    lower, upper = np.quantile(found, (0.025, 0.975))
-    observed = statistic(a, b)
+        rows_a, rows_b = (_rows(s, rng.integers(len(s.rows_of_cases), size=len(s.rows_of_cases))) for s in (a, b))
+        resampled.append(statistic(a.doubles[rows_a], b.doubles[rows_b]))
+    lower, upper = np.quantile(resampled, (0.025, 0.975))
+    observed = statistic(a.doubles, b.doubles)
     return float(2 * observed - upper), float(2 * observed - lower)
 
 
-def permutation_null(
-    a: np.ndarray,
-    b: np.ndarray,
-    cases_a: Sequence[str],
-    cases_b: Sequence[str],
-    statistic: Statistic = frechet_distance,
-    n: int = 200,
-    seed: int = 0,
-) -> dict:
+def permutation_null(a: Sample, b: Sample, statistic: Statistic = frechet_distance, n: int = 200, seed: int = 0) -> dict:
     """How large ``statistic(a, b)`` gets if the cases are dealt to the two sets at random.
 
     Every way of dealing is tried if there are at most n; else n random ones, and the observed one counts with them.
@@ -151,36 +126,34 @@ def permutation_null(
         ``p_value`` (share of dealings that reach the observed value), ``median``, ``quantile95``, ``relabellings``.
         With few cases p cannot get small: 4 against 4 give 1/70 at best.
     """
-    a, b, groups_a, groups_b = _checked_groups(a, b, cases_a, cases_b)
-    vectors = np.concatenate([a, b])
-    groups = groups_a + [g + len(a) for g in groups_b]
-    first = len(groups_a)
-    observed = statistic(a, b)
+    _check_dimensions(a, b)
+    vectors = np.concatenate([a.doubles, b.doubles])
+    groups = a.rows_of_cases + [rows + len(a) for rows in b.rows_of_cases]
+    first = len(a.rows_of_cases)
+    observed = statistic(a.doubles, b.doubles)
     if math.comb(len(groups), first) <= n:
         dealings = [np.array(c) for c in itertools.combinations(range(len(groups)), first)]
     else:
         rng = np.random.default_rng(seed)
         dealings = [np.arange(first), *(rng.permutation(len(groups))[:first] for _ in range(n))]
-    found = []
+    values = []
     for chosen in dealings:
         rest = np.setdiff1d(np.arange(len(groups)), chosen)
-        rows_a, rows_b = _rows(groups, chosen), _rows(groups, rest)
+        rows_a, rows_b = (np.concatenate([groups[i] for i in part]) for part in (chosen, rest))
         # A dealing can leave one vector in a set; it has no covariance.
         if min(len(rows_a), len(rows_b)) > 1:
-            found.append(statistic(vectors[rows_a], vectors[rows_b]))
-    reached = np.asarray(found) >= observed * (1 - 1e-9) - 1e-12
+            values.append(statistic(vectors[rows_a], vectors[rows_b]))
+    reached = np.asarray(values) >= observed * (1 - 1e-9) - 1e-12
     return {
         "p_value": float(reached.mean()),
-        "median": float(np.median(found)),
-        "quantile95": float(np.quantile(found, 0.95)),
-        "relabellings": len(found),
+        "median": float(np.median(values)),
+        "quantile95": float(np.quantile(values, 0.95)),
+        "relabellings": len(values),
     }
 
 
-def compare(
-    a: np.ndarray, b: np.ndarray, cases_a: Sequence[str], cases_b: Sequence[str], seed: int = 0, bootstrap: int = 200
-) -> dict:
-    """Everything the report shows about two sets of semantic vectors; ``a`` is the source (the reference).
+def compare(a: Sample, b: Sample, seed: int = 0, bootstrap: int = 200) -> dict:
+    """Everything the report shows about two samples of semantic vectors; ``a`` is the source (the reference).
 
     Returns:
         ``n_a``, ``n_b`` (vectors), ``cases_a``, ``cases_b`` (how many), ``dim``, ``fsd``, ``fsd_extrapolated``,
@@ -191,10 +164,10 @@ def compare(
         needs more cases than there are is NaN, with a warning.
 
     Raises:
-        ValueError: as `frechet_distance`; case names that do not match the vectors.
+        ValueError: vectors of different dimensions.
     """
-    a, b, groups_a, groups_b = _checked_groups(a, b, cases_a, cases_b)
-    fewest, dim = min(len(groups_a), len(groups_b)), a.shape[1]
+    _check_dimensions(a, b)
+    fewest, dim = min(len(a.rows_of_cases), len(b.rows_of_cases)), a.dim
     warnings = []
     if min(len(a), len(b)) < 2 * dim:
         warnings.append(
@@ -202,29 +175,30 @@ def compare(
         )
     if fewest < 5:
         warnings.append(f"{fewest} case(s) in the smaller set: intervals and p-values are rough below 5 cases")
-    trace = float(a.var(0, ddof=1).sum())
-    if trace <= 1e-12 * max(1.0, float((a**2).sum(1).mean())):
+    trace = float(a.doubles.var(0, ddof=1).sum())
+    if trace <= 1e-12 * max(1.0, float((a.doubles**2).sum(1).mean())):
         warnings.append("the source vectors are all the same: the alignment network has collapsed, FSD says nothing")
         trace = math.nan
 
-    fsd = frechet_distance(a, b)
-    null = permutation_null(a, b, cases_a, cases_b, n=bootstrap, seed=seed)
+    fsd = frechet_distance(a.doubles, b.doubles)
+    null = permutation_null(a, b, n=bootstrap, seed=seed)
     extrapolated = kernel = math.nan
     interval = kernel_bounds = (math.nan, math.nan)
     if fewest >= 4:
-        extrapolated = extrapolated_distance(a, b, cases_a, cases_b, seed=seed)
+        extrapolated = extrapolated_distance(a, b, seed=seed)
     if fewest >= 2:
-        interval = bootstrap_interval(a, b, cases_a, cases_b, n=bootstrap, seed=seed)
+        interval = bootstrap_interval(a, b, n=bootstrap, seed=seed)
         if not math.isnan(trace):
-            scaled = [(x - a.mean(0)) / math.sqrt(trace / dim) for x in (a, b)]
-            kernel = kernel_distance(*scaled, cases_a, cases_b)
-            kernel_bounds = kernel_interval(*scaled, cases_a, cases_b, bootstrap, seed)
+            home, scale = a.doubles.mean(0), math.sqrt(trace / dim)
+            scaled = [Sample((sample.doubles - home) / scale, sample.cases) for sample in (a, b)]
+            kernel = kernel_distance(*scaled)
+            kernel_bounds = kernel_interval(*scaled, bootstrap, seed)
 
     return {
         "n_a": len(a),
         "n_b": len(b),
-        "cases_a": len(groups_a),
-        "cases_b": len(groups_b),
+        "cases_a": len(a.rows_of_cases),
+        "cases_b": len(b.rows_of_cases),
         "dim": dim,
         "fsd": fsd,
         "fsd_extrapolated": extrapolated,
@@ -244,21 +218,20 @@ def compare(
 class _KernelSums:
     """Sums of the kernel over all pairs of vectors of two cases, so that resampling cases costs next to nothing."""
 
-    def __init__(self, a: np.ndarray, b: np.ndarray, groups_a: list[np.ndarray], groups_b: list[np.ndarray]):
-        if min(len(groups_a), len(groups_b)) < 2:
-            raise ValueError("the kernel distance needs two cases in either set")
-        self.sizes = [np.array([len(g) for g in groups]) for groups in (groups_a, groups_b)]
-        self.aa, self.bb, self.ab = (
-            self._between(*pair)
-            for pair in ((a, groups_a, a, groups_a), (b, groups_b, b, groups_b), (a, groups_a, b, groups_b))
-        )
+    def __init__(self, a: Sample, b: Sample):
+        _check_dimensions(a, b)
+        if min(len(a.rows_of_cases), len(b.rows_of_cases)) < 2:
+            raise ValueError("the kernel distance needs two cases in either sample")
+        self.sizes = [np.array([len(rows) for rows in sample.rows_of_cases]) for sample in (a, b)]
+        self.aa, self.bb, self.ab = (self._between(*pair) for pair in ((a, a), (b, b), (a, b)))
 
     @staticmethod
-    def _between(x: np.ndarray, groups_x: list[np.ndarray], y: np.ndarray, groups_y: list[np.ndarray]) -> np.ndarray:
-        sorted_y = y[np.concatenate(groups_y)]
-        starts = np.cumsum([0, *(len(g) for g in groups_y[:-1])])
+    def _between(x: Sample, y: Sample) -> np.ndarray:
+        sorted_y = y.doubles[np.concatenate(y.rows_of_cases)]
+        starts = np.cumsum([0, *(len(rows) for rows in y.rows_of_cases[:-1])])
         # one case of x at a time: never all pairs in memory
-        return np.stack([np.add.reduceat(((x[g] @ sorted_y.T / x.shape[1] + 1) ** 3).sum(0), starts) for g in groups_x])
+        kernels = (((x.doubles[rows] @ sorted_y.T / x.dim + 1) ** 3).sum(0) for rows in x.rows_of_cases)
+        return np.stack([np.add.reduceat(kernel, starts) for kernel in kernels])
 
     def distance(self, weights_a: np.ndarray, weights_b: np.ndarray) -> float:
         """The squared discrepancy with every case counted as often as its weight says."""
@@ -270,36 +243,11 @@ class _KernelSums:
         return float(total - 2 * (pairs * self.ab).sum() / (pairs * np.outer(*self.sizes)).sum())
 
 
-def _checked(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    for name, x in (("first", a), ("second", b)):
-        if x.ndim != 2:
-            raise ValueError(f"the {name} set must be vectors (n, d), got shape {x.shape}")
-        if len(x) < 2:
-            raise ValueError(f"the {name} set has {len(x)} vector(s): a covariance needs at least two")
-        if not np.isfinite(x).all():
-            raise ValueError(f"the {name} set holds values that are not finite")
-    if a.shape[1] != b.shape[1]:
-        raise ValueError(f"the two sets have vectors of {a.shape[1]} and {b.shape[1]} dimensions")
-    return a, b
+def _check_dimensions(a: Sample, b: Sample) -> None:
+    if a.dim != b.dim:
+        raise ValueError(f"the two samples have vectors of {a.dim} and {b.dim} dimensions")
 
 
-def _checked_groups(
-    a: np.ndarray, b: np.ndarray, cases_a: Sequence[str] | None, cases_b: Sequence[str] | None
-) -> tuple[np.ndarray, np.ndarray, list[np.ndarray], list[np.ndarray]]:
-    a, b = _checked(a, b)
-    return a, b, _groups(a, cases_a), _groups(b, cases_b)
-
-
-def _groups(vectors: np.ndarray, cases: Sequence[str] | None) -> list[np.ndarray]:
-    """Row indices of every case; without cases, of every vector."""
-    if cases is None:
-        return list(np.arange(len(vectors))[:, None])
-    cases = np.asarray(cases)
-    if cases.shape != (len(vectors),):
-        raise ValueError(f"{len(vectors)} vectors need as many case names, got shape {cases.shape}")
-    return [np.flatnonzero(cases == c) for c in np.unique(cases)]
-
-
-def _rows(groups: list[np.ndarray], chosen: Sequence[int]) -> np.ndarray:
-    return np.concatenate([groups[i] for i in chosen])
+def _rows(sample: Sample, cases: Sequence[int]) -> np.ndarray:
+    """The row numbers of some cases, one case after the other."""
+    return np.concatenate([sample.rows_of_cases[i] for i in cases])

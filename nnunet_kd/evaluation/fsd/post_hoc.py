@@ -37,7 +37,8 @@ from nnunet_kd.networks.msan import SemanticAutoencoder
 from nnunet_kd.networks.stages import StagePair, pair_stages, stage_table
 from nnunet_kd.nnunet_io.cascade import check_predictions, first_stage_of, predictions_of
 from nnunet_kd.nnunet_io.checkpoints import save_atomically
-from nnunet_kd.nnunet_io.model_folder import ModelFolder, load_network, read_model_folder
+from nnunet_kd.nnunet_io.model_folder import ModelFolder
+from nnunet_kd.nnunet_io.trained_fold import OpenFold, TrainedFold
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import sha256
 from nnunet_kd.utils.finite import SkipStep
@@ -82,54 +83,44 @@ def fit_of(preset: str = "default", steps: int = 600, seed: int = 0) -> Fit:
     )
 
 
-def fit_of_run(folder: str | Path, trainer_name: str, steps: int = 600, seed: int = 0) -> Fit:
-    """The settings that a training folder's own MSANs were trained with."""
+def fit_of_run(fold: TrainedFold, steps: int = 600, seed: int = 0) -> Fit:
+    """The settings that a training's own MSANs were trained with."""
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
     make_our_trainers_known()
     with contextlib.redirect_stdout(io.StringIO()):
-        preset = recursive_find_trainer_class_by_name(trainer_name).preset
-    config = read_config(read_model_folder(folder).plans, preset, trainer_name)
+        trainer = recursive_find_trainer_class_by_name(fold.trainer_name)
+    config = read_config(fold.model.plans, trainer.preset, fold.trainer_name)
     return Fit(config.msan, dataclasses.replace(config.act, alignment=0.0), config.views, steps, seed)
 
 
 def fitted_run(
-    folder: str | Path,
-    fit: Fit,
-    fold: int | str = 0,
-    checkpoint: str = "checkpoint_final.pth",
-    name: str | None = None,
-    cache: Path | None = None,
+    fold: TrainedFold, fit: Fit, name: str | None = None, cache: Path | None = None, open_fold: OpenFold = TrainedFold.open
 ) -> AlignedRun:
     """The model with MSANs fitted to it, taken from ``cache`` if the very same fit has been done.
 
     Args:
-        folder: any nnU-Net model folder with an encoder-decoder network.
-        name: for the progress bar and the cache's file.
+        fold: of any nnU-Net model with an encoder-decoder network.
+        name: for the progress bar and the cache's file; by default the folder's.
         cache: folder for fitted MSANs; nothing is ever written into the model's folder.
+        open_fold: how the folds of a cascade's first stage are opened.
 
     Raises:
         KDError: no preprocessed data of the model's data set, or a network without stages.
     """
     make_our_trainers_known()
-    model, name = read_model_folder(folder), name or read_model_folder(folder).path.name
+    model = fold.model
+    name = name or model.path.name
     before = random_state()
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
-            network = load_network(model, fold, checkpoint)
-        data, cases = training_cases(model, fold)
-        run = AlignedRun(
-            model,
-            network,
-            None,
-            _untrained(model, network, fit),
-            "post hoc",
-            first_stage=load_first_stage(model, (str(fold),), checkpoint),
-        )
+        network = fold.network()
+        data, cases = training_cases(model, fold.fold)
+        first_stage = load_first_stage([fold], open_fold=open_fold)
+        run = AlignedRun(model, network, None, _untrained(model, network, fit), "post hoc", first_stage=first_stage)
         if cache is None:
             run.quality = _train(run, fit, data, cases, name)
             return run
-        file = Path(cache) / f"{name}_{_key(model, fold, checkpoint, fit, data, cases)}.pth"
+        file = Path(cache) / f"{name}_{_key(fold, fit, data, cases)}.pth"
         if not _restore(run, file):
             run.quality = _train(run, fit, data, cases, name)
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -240,16 +231,16 @@ def _features(
     network: nn.Module, images: torch.Tensor, views: list[torch.Tensor], pairs: list[StagePair], logits: bool
 ) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Stage features of anchors and views, and the anchors' logits: ACT counts its anchors by them even if it reads none."""
-    features, found = stage_features(network, torch.cat([images, *views]), pairs, logits)
-    return features, images.new_zeros(len(images), 0) if found is None else found[: len(images)]
+    features, predicted = stage_features(network, torch.cat([images, *views]), pairs, logits)
+    return features, images.new_zeros(len(images), 0) if predicted is None else predicted[: len(images)]
 
 
-def _key(model: ModelFolder, fold: int | str, checkpoint: str, fit: Fit, folder: Path, cases: list[str]) -> str:
+def _key(fold: TrainedFold, fit: Fit, folder: Path, cases: list[str]) -> str:
     """Of all that the fitted weights depend on, the files' contents of the preprocessed data excepted."""
     content = {
         "format": 1,
-        "weights": sha256(model.checkpoint(fold, checkpoint)),
-        "plans": model.plans_hash,
+        "weights": sha256(fold.file),
+        "plans": fold.model.plans_hash,
         "fit": dataclasses.asdict(fit),
         "data": folder.name,
         "cases": cases,

@@ -3,22 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Sample:
-    """Vectors ``(n, d)`` of one domain and the case of each of them."""
-
-    vectors: np.ndarray
-    cases: np.ndarray
-
-    def part(self, rows: np.ndarray) -> Sample:
-        return Sample(self.vectors[rows], self.cases[rows])
-
+from nnunet_kd.evaluation.fsd.sample import Sample
 
 Samples = Mapping[str, Mapping[str, Sample]]  # {kind: {domain: Sample}}, kinds "student", "annotation", ...
 
@@ -42,10 +31,10 @@ def save_vectors(samples: Mapping[str, Samples], folder: Path) -> dict[str, Path
 
 def read_vectors(file: Path) -> dict[str, dict[str, Sample]]:
     """What `save_vectors` wrote for one model."""
-    found: dict[str, dict[str, Sample]] = {}
+    samples: dict[str, dict[str, Sample]] = {}
     with np.load(file) as content:
         for key in content.files:
             kind, domain, *rest = key.split("/")
             if not rest:
-                found.setdefault(kind, {})[domain] = Sample(content[key], content[f"{key}/cases"])
-    return found
+                samples.setdefault(kind, {})[domain] = Sample(content[key], content[f"{key}/cases"])
+    return samples

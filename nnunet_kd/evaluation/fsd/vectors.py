@@ -26,12 +26,13 @@ from tqdm import tqdm
 from nnunet_kd.config.run import SECTION, read_config
 from nnunet_kd.distillation.alignment import Alignment
 from nnunet_kd.evaluation.domains import Domain
+from nnunet_kd.evaluation.fsd.sample import Sample
 from nnunet_kd.evaluation.predict import check_images, image_files, load_first_stage, make_our_trainers_known
 from nnunet_kd.networks.cost import input_channels
 from nnunet_kd.networks.stages import StagePair, StageTable, StageTap, decode, encode, pair_stages, stage_table
-from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
-from nnunet_kd.nnunet_io.model_folder import ModelFolder, load_network, read_model_folder
+from nnunet_kd.nnunet_io.model_folder import ModelFolder
 from nnunet_kd.nnunet_io.teacher import load_teacher
+from nnunet_kd.nnunet_io.trained_fold import OpenFold, TrainedFold
 from nnunet_kd.utils.errors import KDError
 
 
@@ -79,8 +80,8 @@ class AlignedRun:
         module = self.student if network == "student" else self.teacher
         if network == "teacher":  # one without the cascade's input reads the images alone
             batch = batch[:, : input_channels(module)]
-        features, found = stage_features(module, batch, self.alignment.pairs, logits)
-        return torch.cat(self.alignment.summaries(network, self.alignment.encode(network, features)), dim=1), found
+        features, predicted = stage_features(module, batch, self.alignment.pairs, logits)
+        return torch.cat(self.alignment.summaries(network, self.alignment.encode(network, features)), dim=1), predicted
 
 
 def stage_features(
@@ -90,10 +91,10 @@ def stage_features(
     if any(pair.decoder for pair in pairs):
         tap = StageTap(network, decoder=True)
         tap.enabled = True
-        found = network(batch)
+        predicted = network(batch)
         features = tap.take()
         tap.remove()
-        return features, found
+        return features, predicted
     features = encode(network, batch)
     return features, decode(network, features) if logits else None
 
@@ -110,34 +111,26 @@ def onehot_maps(labels: torch.Tensor, manager: LabelManager) -> torch.Tensor:
     return torch.stack([labels == k for k in range(manager.num_segmentation_heads)], 1).float()
 
 
-def has_alignment(folder: str | Path, fold: int | str = 0, checkpoint: str = "checkpoint_final.pth") -> bool:
-    """Whether a model folder's checkpoint holds MSANs (an exported model or a control does not)."""
-    state = load_checkpoint(read_model_folder(folder).checkpoint(fold, checkpoint)).get(SECTION, {})
-    return "alignment" in state.get("distiller", {})
+def load_aligned_run(fold: TrainedFold, with_teacher: bool = True, open_fold: OpenFold = TrainedFold.open) -> AlignedRun:
+    """A training's student, its MSANs and, if wanted, its teacher.
 
-
-def load_aligned_run(
-    folder: str | Path, fold: int | str = 0, checkpoint: str = "checkpoint_final.pth", with_teacher: bool = True
-) -> AlignedRun:
-    """Load a training folder's student, its MSANs and, if wanted, its teacher.
+    Args:
+        open_fold: how the folds of the teacher and of a cascade's first stage are opened.
 
     Raises:
         KDError: no MSAN in the checkpoint (name a folder trained with nnUNetTrainerGKD, not an export), or of other plans.
     """
     make_our_trainers_known()
-    model = read_model_folder(folder)
-    file = model.checkpoint(fold, checkpoint)
-    content = load_checkpoint(file)
-    state = content.get(SECTION, {}).get("distiller", {}).get("alignment")
+    model, state = fold.model, fold.msans
     if state is None:
         raise KDError(
-            f"{file} holds no MSAN, so it has no semantic vectors: pass nnU-Net's training folder of a student trained with "
-            "nnUNetTrainerGKD (an exported model keeps only the student)"
+            f"{fold.file} holds no MSAN, so it has no semantic vectors: pass nnU-Net's training folder of a student trained "
+            "with nnUNetTrainerGKD (an exported model keeps only the student)"
         )
+    student = fold.network()
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
-        student = load_network(model, fold, checkpoint)
-        preset = recursive_find_trainer_class_by_name(content["trainer_name"]).preset
-    config = read_config(model.plans, preset, content["trainer_name"])
+        trainer = recursive_find_trainer_class_by_name(fold.trainer_name)
+    config = read_config(model.plans, trainer.preset, fold.trainer_name)
     stages = config.teacher.stages
     tables = {
         "teacher": StageTable.from_lists(stages.family, stages.channels, stages.strides),
@@ -153,15 +146,17 @@ def load_aligned_run(
         alignment.load_state_dict(state)
     except RuntimeError:
         raise KDError(
-            f'{file} holds MSANs that do not fit "{SECTION}" in {model.path / "plans.json"}: put the plans back that it was '
-            "trained with"
+            f'{fold.file} holds MSANs that do not fit "{SECTION}" in {model.path / "plans.json"}: put the plans back that it '
+            "was trained with"
         ) from None
     teacher = None
     if with_teacher:
         with contextlib.redirect_stdout(io.StringIO()):
-            teacher = load_teacher(config.teacher, fold, model.plans, model.configuration, model.dataset_json).network
-    first = load_first_stage(model, (str(fold),), checkpoint)
-    return AlignedRun(model, student, teacher, alignment.eval(), first_stage=first)
+            teacher = load_teacher(
+                config.teacher, fold.fold, model.plans, model.configuration, model.dataset_json, open_fold
+            ).network
+    first_stage = load_first_stage([fold], open_fold=open_fold)
+    return AlignedRun(model, student, teacher, alignment.eval(), first_stage=first_stage)
 
 
 @torch.no_grad()
@@ -172,7 +167,7 @@ def semantic_vectors(
     step: float = 0.5,
     batch_size: int = 8,
     maps: bool = False,
-) -> tuple[dict[str, np.ndarray], list[str]]:
+) -> dict[str, Sample]:
     """Semantic vectors of a domain, case by case and batch by batch: one preprocessed case is in memory at a time.
 
     Args:
@@ -182,11 +177,11 @@ def semantic_vectors(
             domain is annotated, of its "annotation".
 
     Returns:
-        ``{network: (n, d)}`` (vectors of several paired stages side by side) and the case of each of the n patches.
-        Patches without a single non-zero pixel (outside the field of view) are left out.
+        A sample by network: the vectors of n patches (of several paired stages side by side) and their cases. Patches without
+        a single non-zero pixel (outside the field of view) are left out.
 
     Raises:
-        KDError: images that the model cannot read, or that are zero everywhere.
+        KDError: images that the model cannot read, that are zero everywhere, or that make fewer than two patches.
     """
     check_images(domain, run.model.dataset_json)
     maps = maps and run.alignment.autoencoder is not None
@@ -198,22 +193,25 @@ def semantic_vectors(
         data, labels = _preprocess(run, domain, case, annotated)
         for images, truth in _batches(data, labels, run.model, step, batch_size):
             owners += [case] * len(images)
-            found = {}
+            batch = {}
             for name in networks:
                 if not maps:
-                    found[name] = run.vectors(name, images)
+                    batch[name] = run.vectors(name, images)
                     continue
-                found[name], predicted = run.vectors_and_maps(name, images)
+                batch[name], predicted = run.vectors_and_maps(name, images)
                 if annotated and manager.has_ignore_label:
                     predicted = predicted * (truth != manager.ignore_label)[:, None]
-                found[f"{name} prediction"] = run.semantics(predicted)
+                batch[f"{name} prediction"] = run.semantics(predicted)
             if annotated:
-                found["annotation"] = run.semantics(onehot_maps(truth, manager))
-            for name, values in found.items():
+                batch["annotation"] = run.semantics(onehot_maps(truth, manager))
+            for name, values in batch.items():
                 vectors.setdefault(name, []).append(values.numpy())
     if not owners:
         raise KDError(f"domain {domain.name}: its {len(domain.cases)} image(s) are zero everywhere in {domain.images}")
-    return {n: np.concatenate(v) for n, v in vectors.items()}, owners
+    try:
+        return {name: Sample(np.concatenate(parts), np.array(owners)) for name, parts in vectors.items()}
+    except ValueError as error:
+        raise KDError(f"semantic vectors of domain {domain.name}: {error}; give it more cases") from None
 
 
 def _preprocess(run: AlignedRun, domain: Domain, case: str, annotated: bool) -> tuple[np.ndarray, np.ndarray | None]:
@@ -224,8 +222,8 @@ def _preprocess(run: AlignedRun, domain: Domain, case: str, annotated: bool) -> 
     preprocessor = configuration.preprocessor_class(verbose=False)
 
     def read(labels: Path | None) -> tuple[np.ndarray, np.ndarray]:
-        found = preprocessor.run_case(files, labels and str(labels), plans, configuration, model.dataset_json)
-        return np.asarray(found[0]), np.asarray(found[1])[0]
+        image, annotation, _ = preprocessor.run_case(files, labels and str(labels), plans, configuration, model.dataset_json)
+        return np.asarray(image), np.asarray(annotation)[0]
 
     with contextlib.redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as scratch:
         data, labels = read(domain.labels / f"{case}{domain.file_ending}" if annotated else None)

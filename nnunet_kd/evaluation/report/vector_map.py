@@ -9,14 +9,14 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
+from nnunet_kd.evaluation.fsd.sample import Sample
+from nnunet_kd.evaluation.fsd.vector_files import Samples
 from nnunet_kd.evaluation.report.figures import MARKERS, STUDENTS, new_figure, save_figure
 
 _MARKERS = MARKERS + "X<>*ph8d"
 
 
-def vector_map(
-    samples: Mapping[str, Mapping[str, Mapping]], file: Path, seed: int = 0, most: int = 800, rows: int = 8
-) -> Path | None:
+def vector_map(samples: Mapping[str, Samples], file: Path, seed: int = 0, most: int = 800, rows: int = 8) -> Path | None:
     """One line of panels per model and network; colour: domain, marker: case (markers repeat after 14 cases).
 
     Args:
@@ -33,11 +33,11 @@ def vector_map(
         return None
     figure = new_figure(9.2, 3.3 * len(lines) + 0.5)
     axes = figure.subplots(len(lines), 2, squeeze=False)
-    domains = list(dict.fromkeys(d for _, _, found in lines for d in found))
+    domains = list(dict.fromkeys(d for _, _, by_domain in lines for d in by_domain))
     colours = {d: STUDENTS[i % len(STUDENTS)] for i, d in enumerate(domains)}
     several = len({kind for _, kind, _ in lines}) > 1
-    for line, (model, kind, found) in zip(axes, lines, strict=True):
-        names, cases, vectors = _thinned(found, most, seed)
+    for line, (model, kind, by_domain) in zip(axes, lines, strict=True):
+        names, cases, vectors = _thinned(by_domain, most, seed)
         name = f"{model}: {kind}" if several else model
         places, shares = principal_components(vectors)
         _scatter(line[0], places, names, cases, colours)
@@ -66,12 +66,12 @@ def _tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
     return TSNE(2, perplexity=perplexity, init="pca", random_state=seed).fit_transform(vectors.astype(np.float32))
 
 
-def _thinned(found: Mapping, most: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _thinned(by_domain: Mapping[str, Sample], most: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    share = max(2, most // len(found))
+    share = max(2, most // len(by_domain))
     names, cases, vectors = [], [], []
-    for domain, sample in found.items():
-        rows = np.arange(len(sample.vectors))
+    for domain, sample in by_domain.items():
+        rows = np.arange(len(sample))
         if len(rows) > share:
             rows = np.sort(rng.choice(rows, share, replace=False))
         names += [domain] * len(rows)

@@ -13,7 +13,7 @@ from compare_lab import lab, row, write
 
 from nnunet_kd.cli.main import main
 from nnunet_kd.comparison.rows import append_rows
-from nnunet_kd.networks.cost import pareto_front
+from nnunet_kd.planning.pareto import pareto_front
 
 __all__ = ["lab"]  # the fixture
 FSD = {

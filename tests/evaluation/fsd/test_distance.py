@@ -16,6 +16,7 @@ from nnunet_kd.evaluation.fsd.distance import (
     kernel_interval,
     permutation_null,
 )
+from nnunet_kd.evaluation.fsd.sample import Sample
 
 
 def _by_matrix_square_root(a: np.ndarray, b: np.ndarray) -> float:
@@ -31,12 +32,12 @@ def _gaussian_with(mean: np.ndarray, covariance: np.ndarray, n: int, rng: np.ran
     return x @ np.linalg.cholesky(covariance).T + mean
 
 
-def _domain(rng: np.random.Generator, cases: int, patches: int, d: int, between: float = 0.3, shift: float = 0.0):
+def _domain(rng: np.random.Generator, cases: int, patches: int, d: int, between: float = 0.3, shift: float = 0.0) -> Sample:
     """Vectors of cases that each have a mean of their own."""
     means = rng.normal(0, between, (cases, 1, d))
     x = (means + rng.normal(size=(cases, patches, d))).reshape(-1, d)
     x[:, 0] += shift
-    return x, np.repeat([f"case{i}" for i in range(cases)], patches)
+    return Sample(x, np.repeat([f"case{i}" for i in range(cases)], patches))
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(60, 60, 5), (40, 90, 12), (300, 50, 16)])
@@ -85,23 +86,23 @@ def test_symmetric_zero_for_itself_and_blind_to_rotation():
 @pytest.mark.parametrize(
     ("a", "b", "message"),
     [
-        (np.zeros(5), np.zeros((5, 1)), r"first set must be vectors \(n, d\), got shape \(5,\)"),
-        (np.zeros((1, 3)), np.zeros((5, 3)), "first set has 1 vector"),
+        (np.zeros(5), np.zeros((5, 1)), r"must be vectors \(n, d\), got shape \(5,\)"),
+        (np.zeros((1, 3)), np.zeros((5, 3)), "sample of 1 vector"),
         (np.zeros((5, 3)), np.zeros((5, 4)), "3 and 4 dimensions"),
-        (np.zeros((5, 3)), np.full((5, 3), np.nan), "second set holds values that are not finite"),
+        (np.zeros((5, 3)), np.full((5, 3), np.nan), "holds values that are not finite"),
     ],
 )
 def test_wrong_input(a, b, message):
-    for function in (frechet_distance, extrapolated_distance, kernel_distance):
-        with pytest.raises(ValueError, match=message):
-            function(a, b)
     with pytest.raises(ValueError, match=message):
-        compare(a, b, ["x"] * len(a), ["y"] * len(b))
+        frechet_distance(a, b)
+    for function in (extrapolated_distance, kernel_distance, kernel_interval, bootstrap_interval, permutation_null, compare):
+        with pytest.raises(ValueError, match=message):
+            function(Sample(a), Sample(b))
 
 
 def test_case_names_must_match():
     with pytest.raises(ValueError, match="5 vectors need as many case names"):
-        compare(np.eye(5), np.eye(5), ["x"] * 4, ["y"] * 5)
+        Sample(np.eye(5), ["x"] * 4)
 
 
 def test_extrapolation_takes_the_bias_off():
@@ -110,10 +111,10 @@ def test_extrapolation_takes_the_bias_off():
         rng = np.random.default_rng(seed)
         a, b = rng.normal(size=(200, 32)), rng.normal(size=(200, 32))
         raw.append(frechet_distance(a, b))
-        by_vector.append(extrapolated_distance(a, b, seed=seed))
-        (a, ca), (b, cb) = _domain(rng, 12, 20, 32, 0.4), _domain(rng, 12, 20, 32, 0.4)
-        raw_cases.append(frechet_distance(a, b))
-        by_case.append(extrapolated_distance(a, b, ca, cb, seed=seed))
+        by_vector.append(extrapolated_distance(Sample(a), Sample(b), seed=seed))
+        a, b = _domain(rng, 12, 20, 32, 0.4), _domain(rng, 12, 20, 32, 0.4)
+        raw_cases.append(frechet_distance(a.vectors, b.vectors))
+        by_case.append(extrapolated_distance(a, b, seed=seed))
     assert np.mean(raw) > 2 and abs(np.mean(by_vector)) < 0.1 * np.mean(raw)
     assert abs(np.mean(by_case)) < 0.3 * np.mean(raw_cases)
     # the truth it tends to is kept: a shift of 2 is a distance of 4
@@ -122,10 +123,11 @@ def test_extrapolation_takes_the_bias_off():
         np.random.default_rng(1).normal(size=(400, 4)),
     )
     b[:, 0] += 2
-    assert extrapolated_distance(a, b) == pytest.approx(4, rel=0.1)
-    assert extrapolated_distance(a, b, seed=7) == extrapolated_distance(a, b, seed=7)
+    one, other = Sample(a), Sample(b)
+    assert extrapolated_distance(one, other) == pytest.approx(4, rel=0.1)
+    assert extrapolated_distance(one, other, seed=7) == extrapolated_distance(one, other, seed=7)
     with pytest.raises(ValueError, match="needs 4 cases"):
-        extrapolated_distance(a, b, np.arange(400) % 3, np.arange(400) % 9)
+        extrapolated_distance(Sample(a, np.arange(400) % 3), Sample(b, np.arange(400) % 9))
 
 
 def _kernel_by_loops(a, b, ca, cb):
@@ -142,19 +144,20 @@ def test_kernel_distance_equals_loops_over_pairs():
     a, b = rng.normal(size=(9, 4)), rng.normal(size=(11, 4)) + 0.5
     ca, cb = list("aabbbccdd"), list("zzzyyyyyxxw")
     shuffle = rng.permutation(9)
-    assert kernel_distance(a, b) == pytest.approx(_kernel_by_loops(a, b, range(9), range(11)))
-    assert kernel_distance(a[shuffle], b, np.array(ca)[shuffle], cb) == pytest.approx(_kernel_by_loops(a, b, ca, cb))
+    assert kernel_distance(Sample(a), Sample(b)) == pytest.approx(_kernel_by_loops(a, b, range(9), range(11)))
+    shuffled = Sample(a, ca).part(shuffle)
+    assert kernel_distance(shuffled, Sample(b, cb)) == pytest.approx(_kernel_by_loops(a, b, ca, cb))
     with pytest.raises(ValueError, match="two cases"):
-        kernel_distance(a, b, ["a"] * 9, cb)
+        kernel_distance(Sample(a, ["a"] * 9), Sample(b, cb))
 
 
 def test_kernel_distance_is_unbiased_by_case():
     with_cases, without = [], []
     for seed in range(30):
         rng = np.random.default_rng(seed)
-        (a, ca), (b, cb) = _domain(rng, 6, 15, 8, 0.6), _domain(rng, 6, 15, 8, 0.6)
-        with_cases.append(kernel_distance(a, b, ca, cb))
-        without.append(kernel_distance(a, b))
+        a, b = _domain(rng, 6, 15, 8, 0.6), _domain(rng, 6, 15, 8, 0.6)
+        with_cases.append(kernel_distance(a, b))
+        without.append(kernel_distance(Sample(a.vectors), Sample(b.vectors)))
     error = np.std(with_cases) / math.sqrt(30)
     assert abs(np.mean(with_cases)) < 3 * error
     assert np.mean(without) > 3 * error
@@ -162,26 +165,26 @@ def test_kernel_distance_is_unbiased_by_case():
 
 def test_intervals_hold_the_truth_and_grow_with_the_shift():
     rng = np.random.default_rng(11)
-    (a, ca), (same, cs), (far, cf) = (
+    a, same, far = (
         _domain(rng, 10, 20, 8),
         _domain(rng, 10, 20, 8),
         _domain(rng, 10, 20, 8, shift=3.0),
     )
-    low, high = kernel_interval(a, same, ca, cs)
-    assert low < kernel_distance(a, same, ca, cs) < high and low < 0.05
-    assert kernel_interval(a, far, ca, cf)[0] > high
-    low, high = bootstrap_interval(a, far, ca, cf)
+    low, high = kernel_interval(a, same)
+    assert low < kernel_distance(a, same) < high and low < 0.05
+    assert kernel_interval(a, far)[0] > high
+    low, high = bootstrap_interval(a, far)
     assert low < 9 < high
-    low, high = bootstrap_interval(a, same, ca, cs)
-    assert low < 0 < high < bootstrap_interval(a, far, ca, cf)[0]
-    assert bootstrap_interval(a, far, ca, cf, n=20) == bootstrap_interval(a, far, ca, cf, n=20)
+    low, high = bootstrap_interval(a, same)
+    assert low < 0 < high < bootstrap_interval(a, far)[0]
+    assert bootstrap_interval(a, far, n=20) == bootstrap_interval(a, far, n=20)
 
 
 def test_bootstrap_of_a_mean_has_the_textbook_width():
     """With one vector a case and the mean as the statistic the interval is mean +- 1.96 s/sqrt(n)."""
     rng = np.random.default_rng(0)
     a, b = rng.normal(size=(60, 1)), rng.normal(size=(60, 1))
-    low, high = bootstrap_interval(a, b, np.arange(60), np.arange(60), lambda x, y: x.mean() - y.mean(), n=2000)
+    low, high = bootstrap_interval(Sample(a), Sample(b), lambda x, y: x.mean() - y.mean(), n=2000)
     error = math.sqrt(a.var(ddof=1) / 60 + b.var(ddof=1) / 60)
     assert (low + high) / 2 == pytest.approx(a.mean() - b.mean(), abs=0.1 * error)
     assert high - low == pytest.approx(2 * 1.96 * error, rel=0.1)
@@ -189,31 +192,32 @@ def test_bootstrap_of_a_mean_has_the_textbook_width():
 
 def test_permutation_tries_every_dealing_of_few_cases():
     rng = np.random.default_rng(0)
-    (a, ca), (b, cb) = _domain(rng, 4, 6, 3, 0.1), _domain(rng, 4, 6, 3, 0.1, shift=5.0)
-    null = permutation_null(a, b, ca, cb)
+    a, b = _domain(rng, 4, 6, 3, 0.1), _domain(rng, 4, 6, 3, 0.1, shift=5.0)
+    null = permutation_null(a, b)
     assert null["relabellings"] == 70 and null["p_value"] == pytest.approx(2 / 70)  # and the mirrored dealing
-    assert null["median"] < null["quantile95"] < frechet_distance(a, b) + 1e-9
+    assert null["median"] < null["quantile95"] < frechet_distance(a.vectors, b.vectors) + 1e-9
 
 
 def test_permutation_p_values_are_uniform_where_nothing_differs():
     p = []
     for seed in range(40):
         rng = np.random.default_rng(seed)
-        (a, ca), (b, cb) = _domain(rng, 6, 8, 3, 0.7), _domain(rng, 6, 8, 3, 0.7)
-        p.append(permutation_null(a, b, ca, cb, n=60, seed=seed)["p_value"])
+        a, b = _domain(rng, 6, 8, 3, 0.7), _domain(rng, 6, 8, 3, 0.7)
+        p.append(permutation_null(a, b, n=60, seed=seed)["p_value"])
     assert np.mean(np.array(p) <= 0.1) < 0.25 and 0.35 < np.mean(p) < 0.65
 
 
 def test_compare_reports_everything_and_warns():
     rng = np.random.default_rng(4)
-    (a, ca), (b, cb) = _domain(rng, 6, 20, 6), _domain(rng, 8, 20, 6, shift=2.0)
-    r = compare(a, b, ca, cb, bootstrap=60)
+    first, second = _domain(rng, 6, 20, 6), _domain(rng, 8, 20, 6, shift=2.0)
+    a, b = first.vectors, second.vectors
+    r = compare(first, second, bootstrap=60)
     assert (r["n_a"], r["n_b"], r["cases_a"], r["cases_b"], r["dim"]) == (120, 160, 6, 8, 6)
     assert r["fsd"] == pytest.approx(frechet_distance(a, b)) and r["warnings"] == []
     assert r["relative"] == pytest.approx(r["fsd"] / np.trace(np.cov(a, rowvar=False)))
     assert r["relative_interval"][0] < r["relative_extrapolated"] < r["relative_interval"][1]
     assert r["p_value"] < 0.05 and r["relative"] > r["relative_null95"] and r["kernel_interval"][0] > 0
-    scaled = compare(a * 100 + 5, b * 100 + 5, ca, cb, bootstrap=60)
+    scaled = compare(*(Sample(s.vectors * 100 + 5, s.cases) for s in (first, second)), bootstrap=60)
     assert scaled["relative"] == pytest.approx(r["relative"]) and scaled["kernel"] == pytest.approx(r["kernel"])
     assert scaled["fsd"] == pytest.approx(1e4 * r["fsd"])
 
@@ -221,9 +225,9 @@ def test_compare_reports_everything_and_warns():
 def test_compare_with_too_little_to_go_on():
     rng = np.random.default_rng(4)
     a, b = rng.normal(size=(10, 6)), rng.normal(size=(10, 6))
-    r = compare(a, b, ["one"] * 10, ["p"] * 5 + ["q"] * 5, bootstrap=20)
+    r = compare(Sample(a, ["one"] * 10), Sample(b, ["p"] * 5 + ["q"] * 5), bootstrap=20)
     assert any("twice the dimension" in w for w in r["warnings"]) and any("1 case" in w for w in r["warnings"])
     assert r["fsd"] > 0 and math.isnan(r["fsd_extrapolated"]) and math.isnan(r["kernel"])
     assert math.isnan(r["kernel_interval"][0])
-    collapsed = compare(np.ones((10, 6)), b, list("aabbccddee"), list("aabbccddee"), bootstrap=20)
+    collapsed = compare(*(Sample(x, list("aabbccddee")) for x in (np.ones((10, 6)), b)), bootstrap=20)
     assert any("collapsed" in w for w in collapsed["warnings"]) and math.isnan(collapsed["relative"])

@@ -15,6 +15,7 @@ from skimage.io import imread, imsave
 
 from nnunet_kd.evaluation.domains import Domain, evaluate_predictions, parse_domain
 from nnunet_kd.evaluation.fsd import distance as fsd
+from nnunet_kd.evaluation.fsd.sample import Sample
 from nnunet_kd.evaluation.metrics.overlap import case_metrics, pooled, summarise
 from nnunet_kd.evaluation.report.report import json_ready, print_table, write_csv, write_report
 from nnunet_kd.utils.errors import KDError
@@ -122,7 +123,7 @@ def make_report(domains: list[Domain], out: Path, seed: int = 0) -> dict:
         home, owners = rng.normal(size=(60, 8)), np.repeat([f"c{i}" for i in range(6)], 10)
         for target, shift in (("Source (other half)", 0.0), ("Contrast", 0.8), ("Noise", 2.0)):
             other = rng.normal(size=(60, 8)) + shift * (0.5 if network == "teacher" else 1)
-            result = fsd.compare(home, other, owners, owners, bootstrap=60)
+            result = fsd.compare(Sample(home, owners), Sample(other, owners), bootstrap=60)
             found.append({"model": "gkd", "network": network, "source": "Source", "target": target, **result})
     return {
         "title": "A light student on synthetic vessels",

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from skimage.io import imread
 
-from nnunet_kd.evaluation.fsd.vector_files import Sample, read_vectors, save_vectors
+from nnunet_kd.evaluation.fsd.sample import Sample
+from nnunet_kd.evaluation.fsd.vector_files import read_vectors, save_vectors
 from nnunet_kd.evaluation.report.figures import STUDENTS
 from nnunet_kd.evaluation.report.vector_map import principal_components, vector_map
 
