@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from nnunet_kd.config.terms import ACT, MSAN
-from nnunet_kd.losses import decoded_consistency, gather_with_gradient, reconstruction, regularisation, view_consistency
-from nnunet_kd.networks.msan import SemanticAutoencoder, build_msan
+from nnunet_kd.losses import decoded_consistency, reconstruction, regularisation, view_consistency
+from nnunet_kd.networks.msan import build_msan
+from nnunet_kd.networks.semantic_autoencoder import SemanticAutoencoder
 from nnunet_kd.networks.stages import StagePair, StageTable, decode, swap
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.utils import distributed as ranks
@@ -147,7 +148,7 @@ class AlignmentTrainer:
             loss = autoencoder.loss(onehot, mask)
             _step(self.autoencoder_optimizer, loss, autoencoder, "the P-SAE's")
         with torch.no_grad():
-            autoencoder.observe(gather_with_gradient(autoencoder.encode(onehot)[None])[0])  # all ranks' samples
+            autoencoder.observe(ranks.gather_with_gradient(autoencoder.encode(onehot)[None])[0])  # all ranks' samples
         return {"act_autoencoder": float(loss.detach())}
 
     def msan_step(

@@ -14,11 +14,11 @@ from nnunet_kd.losses import (
     balanced_logits,
     class_prototypes,
     cross_prediction_loss,
-    gather_with_gradient,
     inter_graph_loss,
     intra_graph_loss,
 )
 from nnunet_kd.networks.stages import decode, swap
+from nnunet_kd.utils.distributed import gather_with_gradient
 
 
 class MSANTerms:

@@ -3,7 +3,7 @@
 from nnunet_kd.losses.adjustment import adjusted_logits
 from nnunet_kd.losses.channels import match_channels
 from nnunet_kd.losses.gkd.act import decoded_consistency, reconstruction, regularisation, view_consistency
-from nnunet_kd.losses.gkd.dcgd import class_prototypes, gather_with_gradient, inter_graph_loss, intra_graph_loss
+from nnunet_kd.losses.gkd.dcgd import class_prototypes, inter_graph_loss, intra_graph_loss
 from nnunet_kd.losses.gkd.dicd import cross_prediction_loss
 from nnunet_kd.losses.kd import KD, balanced_logits, class_frequencies, logit_kd
 from nnunet_kd.losses.literature.attention import AT
@@ -44,7 +44,6 @@ __all__ = [
     "cross_prediction_loss",
     "decoded_consistency",
     "full_precision",
-    "gather_with_gradient",
     "inter_graph_loss",
     "intra_graph_loss",
     "logit_kd",

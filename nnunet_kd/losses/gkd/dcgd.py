@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -40,7 +39,7 @@ def intra_graph_loss(
         tau: temperature of the rows' softmax.
         form: "softmax" for ``KL(teacher row || student row)``, mean over rows; "squared" for the mean squared
             difference of the cosines. Rows of one edge (K = B = 1) take the squared form: their softmax is constant.
-        gather: applied to both before the graph is built, e.g. :func:`gather_with_gradient`.
+        gather: applied to both before the graph is built, such as one that collects the vectors of all ranks.
         centred: subtract each model's mean vector first. Vectors that share a large mean have nearly equal cosines. Below
             three nodes per view nothing is subtracted: all that were left is one direction, or noise.
 
@@ -95,47 +94,6 @@ def class_prototypes(maps: Tensor, onehot: Tensor) -> Tensor:
     views = maps.unflatten(0, (-1, batch)).flatten(3)
     nodes = torch.einsum("kbqn,bln->kblq", views, weights).flatten(1, 2)
     return nodes[:, present]
-
-
-def gather_with_gradient(vectors: Tensor) -> Tensor:
-    """The vectors of all ranks, concatenated along the sample axis, in rank order.
-
-    Every rank then computes the loss of the whole batch. The gradients of all ranks' losses are summed for the local
-    vectors, so that after DDP's averaging the parameters get the gradient of one process with the whole batch.
-    Ranks may hold different numbers of samples (nnU-Net splits a batch unevenly). Without an initialised process group
-    this is the identity.
-
-    Args:
-        vectors: `(K+1, B_rank, d)`.
-
-    Returns:
-        `(K+1, sum of B_rank, d)`.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return vectors
-    return _Gather.apply(vectors)
-
-
-class _Gather(torch.autograd.Function):
-    # torch.distributed.nn's all_gather asks for equal shapes on all ranks
-    @staticmethod
-    def forward(ctx, local: Tensor) -> Tensor:
-        rank, world = dist.get_rank(), dist.get_world_size()
-        count = torch.tensor([local.shape[1]], device=local.device)
-        counts = [torch.zeros_like(count) for _ in range(world)]
-        dist.all_gather(counts, count)
-        counts = [int(c) for c in counts]
-        padded = F.pad(local, (0, 0, 0, max(counts) - local.shape[1])).contiguous()
-        parts = [torch.empty_like(padded) for _ in range(world)]
-        dist.all_gather(parts, padded)
-        ctx.start, ctx.count = sum(counts[:rank]), counts[rank]
-        return torch.cat([part[:, :c] for part, c in zip(parts, counts, strict=True)], 1)
-
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient[:, ctx.start : ctx.start + ctx.count]
 
 
 def _prepare(student: Tensor, teacher: Tensor, form: str, gather: Gather | None, centred: bool) -> tuple[Tensor, Tensor]:
