@@ -9,11 +9,13 @@ the other samples too. Over the own views alone ACT makes all edges equal, and a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.precision import full_precision
 
 Gather = Callable[[Tensor], Tensor]
@@ -94,6 +96,39 @@ def class_prototypes(maps: Tensor, onehot: Tensor) -> Tensor:
     views = maps.unflatten(0, (-1, batch)).flatten(3)
     nodes = torch.einsum("kbqn,bln->kblq", views, weights).flatten(1, 2)
     return nodes[:, present]
+
+
+class _Graph(Loss):
+    """One of the two graphs by its name in the plans; the settings are those of :func:`intra_graph_loss`."""
+
+    reads = "vectors"
+    compare: ClassVar[Callable[..., Tensor]]
+
+    def __init__(self, *, tau: float = 0.1, form: str = "softmax", centred: bool = False, gather: Gather | None = None) -> None:
+        super().__init__()
+        if not tau > 0:
+            raise ValueError(f"tau must be above 0, not {tau}")
+        if form not in FORMS:
+            raise ValueError(f'unknown form "{form}", use one of {", ".join(FORMS)}')
+        self.tau, self.form, self.centred, self.gather = tau, form, centred, gather
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Vectors `(K+1, B, d)` and `(K+1, B, d')` -> scalar; ``target`` is not used."""
+        return type(self).compare(student, teacher, self.tau, self.form, self.gather, self.centred)
+
+
+class IntraGraph(_Graph):
+    """:func:`intra_graph_loss`, the star around every anchor."""
+
+    name = "intra"
+    compare = staticmethod(intra_graph_loss)
+
+
+class InterGraph(_Graph):
+    """:func:`inter_graph_loss`, the complete graph."""
+
+    name = "inter"
+    compare = staticmethod(inter_graph_loss)
 
 
 def _prepare(student: Tensor, teacher: Tensor, form: str, gather: Gather | None, centred: bool) -> tuple[Tensor, Tensor]:
