@@ -180,8 +180,8 @@ class Config:
         only_consistency = self.act is not None and not (self.act.reconstruction or self.act.semantic or self.act.decoded)
         if self.need_alignment and only_consistency and self.views is None:
             raise KDError(f'"{SECTION}.act": consistency between views is the only part that is on, but there are no views')
-        read = self.need_alignment or self.distils
-        if self.views is not None and self.views.student_loss == "anchor" and not read:
+        views_read = self.need_alignment or self.distils or (self.views is not None and self.views.student_loss == "all")
+        if self.views is not None and not views_read:
             raise KDError(f'"{SECTION}.views" are drawn but nothing reads them: set "student_loss" to "all" or remove "views"')
         needs_views = [t for t in ("intra", "inter") if getattr(self.terms, t) is not None]
         if self.terms.cross is not None and self.terms.cross.views == "cross":

@@ -52,8 +52,8 @@ class LossOptions(Weighted):
     heaviest = 1e9
 
     @property
-    def own(self) -> dict[str, Any]:
-        """The loss's own options."""
+    def keywords(self) -> dict[str, Any]:
+        """The loss's keyword arguments."""
         common = {f.name for f in dataclasses.fields(LossOptions)}
         return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in common}
 
@@ -73,7 +73,7 @@ def options_class(name: str) -> type[Weighted]:
 
     def check(self: Any) -> None:
         LossOptions.check(self)
-        loss.example(**self.own)  # raises ValueError where it cannot be built
+        loss.example(**self.keywords)  # raises ValueError where it cannot be built
 
     fields = [("weight", float, loss.weight), *((key, type(p.default), p.default) for key, p in loss.settings().items())]
     return dataclasses.make_dataclass(

@@ -9,8 +9,6 @@ Knows tensors and modules, not nnU-Net's trainer. A step runs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
@@ -20,7 +18,7 @@ from nnunet_kd.distillation.alignment import Alignment, AlignmentTrainer
 from nnunet_kd.distillation.forward_plan import phase_at, plan_forwards
 from nnunet_kd.distillation.gkd_terms import MSANTerms
 from nnunet_kd.distillation.stage_losses import PairLosses
-from nnunet_kd.distillation.step import DistillationStep, TermValue, repeat_rows, rows_of
+from nnunet_kd.distillation.step import DistillationStep, Task, TermValue, repeat_rows, rows_of
 from nnunet_kd.distillation.teacher_forward import TeacherForward
 from nnunet_kd.losses import adjusted_logits, balanced_logits, class_frequencies, logit_kd
 from nnunet_kd.networks.stages import StageTable, pair_stages
@@ -37,13 +35,7 @@ class Distiller:
 
     Args:
         config: the run's settings.
-        tables: stage tables of teacher and student (none for controls without MSAN terms).
-        patch_size: spatial size of the training patches.
-        num_outputs: segmentation heads (classes, or regions).
-        regions: sigmoid heads.
-        classes: annotated classes, background included (with regions: combinations of regions).
-        keep_zero: per image channel, whether pixels that are exactly 0 lie outside the field of view. A cascade's data
-            hold further channels, the previous stage's segmentation as one-hot map.
+        tables: stage tables of teacher and student (none for runs that read no stage features).
     """
 
     def __init__(
@@ -51,22 +43,18 @@ class Distiller:
         config: Config,
         student: nn.Module,
         tables: dict[str, StageTable] | None,
-        patch_size: Sequence[int],
-        num_outputs: int,
-        regions: bool,
-        classes: int,
-        keep_zero: Sequence[bool],
+        task: Task,
         device: torch.device,
     ) -> None:
-        self.config, self.regions, self.device = config, regions, device
+        self.config, self.regions, self.device = config, task.regions, device
         self.student, self.teacher, self._teacher_forward = student, None, None
         self.plans = plan_forwards(config)
         self.losses = {loss.key: loss for loss in config.active_losses}
         # a generator of their own: drawing views leaves the loader's random numbers, and so the batches, as they are
         self.generator = torch.Generator(device=device).manual_seed(ranks.own_seed(config.seed))
         self.frequencies: torch.Tensor | None = None
-        self.views = Views(config.views.preset, keep_zero) if config.views else None
-        self._images = len(keep_zero)
+        self.views = Views(config.views.preset, task.keep_zero) if config.views else None
+        self._images = len(task.keep_zero)
         self.alignment: Alignment | None = None
         self.aligner: AlignmentTrainer | None = None
         if config.need_alignment:
@@ -78,15 +66,16 @@ class Distiller:
                 )
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
-                self.alignment = Alignment(config.msan, config.act, pairs, tables, patch_size, num_outputs, regions)
+                self.alignment = Alignment(config.msan, config.act, pairs, tables, task.patch_size, task.outputs, task.regions)
             self.alignment.to(device)
             self.aligner = AlignmentTrainer(self.alignment)
-            self.msan_terms = MSANTerms(config.terms, self.alignment, student, regions, self.adjusted)
+            self.msan_terms = MSANTerms(config.terms, self.alignment, student, task.regions, self.adjusted)
         self.pair_losses: PairLosses | None = None
         if config.loss_settings:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed + 1)
-                self.pair_losses = PairLosses(config.loss_settings, tables, len(patch_size), classes, regions).to(device)
+                losses = PairLosses(config.loss_settings, tables, len(task.patch_size), task.classes, task.regions)
+                self.pair_losses = losses.to(device)
         self._distributed: nn.Module | None = None
 
     @property
@@ -137,11 +126,11 @@ class Distiller:
         Raises:
             KDError: KD asks for more mirrorings than the teacher was trained with.
         """
-        kd, known = self.config.terms.kd, len(teacher.mirrorings)
-        if kd is not None and (kd.mirrorings or 0) > known:
+        kd, trained_with = self.config.terms.kd, len(teacher.mirrorings)
+        if kd is not None and (kd.mirrorings or 0) > trained_with:
             raise KDError(
-                f'"nnunet_kd.terms.kd.mirrorings" is {kd.mirrorings}, the teacher was trained with {known} mirrorings: '
-                + (f"write {known} or less" if known else "remove the key")
+                f'"nnunet_kd.terms.kd.mirrorings" is {kd.mirrorings}, the teacher was trained with {trained_with} mirrorings: '
+                + (f"write {trained_with} or less" if trained_with else "remove the key")
             )
         self.teacher = teacher
         self._teacher_forward = TeacherForward(self.config, teacher, self.needs_decoder_stages)

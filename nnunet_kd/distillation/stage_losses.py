@@ -140,6 +140,6 @@ def _make(
         widths = tuple(tables[network].width(stage) for stage in stages) if tables else ()
         context[f"{network}_channels"] = widths[0] if len(widths) == 1 else widths
     try:
-        return LOSSES[setting.name].build(setting.options.own, **context)
+        return LOSSES[setting.name].build(setting.options.keywords, **context)
     except ValueError as error:
         raise KDError(f'"{SECTION}.{setting.path}": {error}') from None

@@ -1,13 +1,34 @@
-"""What one batch carries through a distilling step."""
+"""What travels through a distilling step: the task, what one batch carries, and the value of a loss."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 
 from nnunet_kd.distillation.forward_plan import ForwardPlan
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the networks segment, and on what.
+
+    Attributes:
+        patch_size: spatial size of the training patches.
+        outputs: segmentation heads (classes, or regions).
+        classes: annotated classes, background included (with regions: combinations of regions).
+        regions: sigmoid heads.
+        keep_zero: per image channel, whether pixels that are exactly 0 lie outside the field of view. A cascade's data
+            hold further channels, the previous stage's segmentation as one-hot map.
+    """
+
+    patch_size: Sequence[int]
+    outputs: int
+    classes: int
+    regions: bool
+    keep_zero: Sequence[bool]
 
 
 class TermValue(NamedTuple):

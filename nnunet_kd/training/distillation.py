@@ -12,7 +12,7 @@ import torch
 
 from nnunet_kd.distillation.distiller import Distiller
 from nnunet_kd.distillation.forward_plan import plan_forwards
-from nnunet_kd.distillation.step import DistillationStep, repeat_rows
+from nnunet_kd.distillation.step import DistillationStep, Task, repeat_rows
 from nnunet_kd.networks.stages import StageTable, StageTap, stage_table, unwrap
 from nnunet_kd.nnunet_io.labels import Annotations
 from nnunet_kd.nnunet_io.model_folder import resolve_folder
@@ -68,17 +68,14 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             stages = settings.stages
             teacher = StageTable.from_lists(stages.family, stages.channels, stages.strides)
             tables = {"teacher": teacher, "student": stage_table(self.network)}
-        self.distiller = Distiller(
-            self.kd,
-            unwrap(self.network),
-            tables,
-            self.configuration_manager.patch_size,
-            self.label_manager.num_segmentation_heads,
-            self.label_manager.has_regions,
-            self.annotations.num_classes,
-            self.configuration_manager.use_mask_for_norm,
-            self.device,
+        task = Task(
+            patch_size=self.configuration_manager.patch_size,
+            outputs=self.label_manager.num_segmentation_heads,
+            classes=self.annotations.num_classes,
+            regions=self.label_manager.has_regions,
+            keep_zero=self.configuration_manager.use_mask_for_norm,
         )
+        self.distiller = Distiller(self.kd, unwrap(self.network), tables, task, self.device)
         if self.is_ddp:
             self.distiller.distribute([self.local_rank] if self.device.type == "cuda" else None)
         if self.distiller.needs_features:

@@ -13,7 +13,13 @@ PLACES = {"logits": "logits", "features": "decoder0", "pairs": "encoder0+encoder
 
 def test_options_weight_and_target_are_told_apart():
     (loss,) = read_losses({"bottleneck:encoder2": {"at": {"p": 4, "weight": 7, "target": "anchor", "until": 0.5}}})
-    assert (loss.name, loss.weight, loss.target, loss.options.own, loss.options.until) == ("at", 7.0, "anchor", {"p": 4}, 0.5)
+    assert (loss.name, loss.weight, loss.target, loss.options.keywords, loss.options.until) == (
+        "at",
+        7.0,
+        "anchor",
+        {"p": 4},
+        0.5,
+    )
     assert loss.sides == ("bottleneck", "encoder2")
     assert (loss.path, loss.key) == ("losses.bottleneck:encoder2.at", "at@bottleneck:encoder2")
 
@@ -30,7 +36,7 @@ def test_every_loss_can_be_named(name):
     else:
         (loss,) = read_losses({PLACES[LOSSES[name].reads]: {name: {}}})
         assert loss.weight == LOSSES[name].weight > 0
-        assert loss.options.own == {key: p.default for key, p in LOSSES[name].settings().items()}
+        assert loss.options.keywords == {key: p.default for key, p in LOSSES[name].settings().items()}
     assert isinstance(loss.options, options_class(name))
     LOSSES[name].example()
 

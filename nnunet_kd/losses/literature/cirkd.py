@@ -171,8 +171,8 @@ class CIRKDMemory(Loss):
         score, pixels = (noise * masks).topk(min(self.pixels_per_class, masks.shape[2]), dim=2)
         sample = torch.arange(len(masks), device=masks.device).unsqueeze(1).expand_as(score[:, 0])
         for c in range(self.classes):
-            found = score[:, c] > 0
-            self._append("pixel", c, teacher[sample[found], pixels[:, c][found]])
+            drawn = score[:, c] > 0
+            self._append("pixel", c, teacher[sample[drawn], pixels[:, c][drawn]])
             self._append("region", c, regions[:, c][present[:, c]])
 
     def _append(self, name: str, c: int, vectors: Tensor) -> None:
