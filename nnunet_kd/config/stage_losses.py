@@ -31,7 +31,7 @@ from nnunet_kd.config.terms import KD, Cross, Graph, Terms, Weighted
 from nnunet_kd.config.validation import SECTION, build, did_you_mean, one_of
 from nnunet_kd.utils.errors import KDError
 
-# options of the terms of section "terms", and where these losses stand
+# options of the losses that stand in section "terms"
 TERMS: dict[str, type[Weighted]] = {"kd": KD, "intra": Graph, "inter": Graph, "cross": Cross}
 LOGITS, VECTORS = "logits", "vectors"
 _STAGE = r"(?:bottleneck|encoder\d+|decoder\d+)"
@@ -75,10 +75,17 @@ def options_class(name: str) -> type[Weighted]:
         LossOptions.check(self)
         loss.example(**self.keywords)  # raises ValueError where it cannot be built
 
+    def reduce(self: Any) -> tuple:  # a class that is made has no place to be pickled from
+        return _rebuilt, (name, dataclasses.asdict(self))
+
     fields = [("weight", float, loss.weight), *((key, type(p.default), p.default) for key, p in loss.settings().items())]
     return dataclasses.make_dataclass(
-        f"{loss.__name__}Options", fields, bases=(LossOptions,), namespace={"check": check}, frozen=True
+        f"{loss.__name__}Options", fields, bases=(LossOptions,), namespace={"check": check, "__reduce__": reduce}, frozen=True
     )
+
+
+def _rebuilt(name: str, values: dict[str, Any]) -> Weighted:
+    return options_class(name)(**values)
 
 
 @dataclass(frozen=True)

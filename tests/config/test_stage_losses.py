@@ -1,5 +1,7 @@
 """The plans section "losses": what it accepts, and the one line it answers with otherwise."""
 
+import pickle
+
 import pytest
 from helpers import plans
 
@@ -75,6 +77,12 @@ def test_kd_may_stand_under_the_logits(preset):
     assert read_config(plans(losses={"logits": {"kd": None, "dist": {}}}), preset, "test").terms.kd is None
     alone = read_config(plans(losses={"logits": {"kd": {}}}), "kd", "test")
     assert alone == read_config(plans(terms={"kd": {}}), "kd", "test") and alone.losses is None
+
+
+def test_settings_travel_to_other_processes():
+    config = read_config(plans(), "cirkd", "test")
+    assert config.active_losses
+    assert pickle.loads(pickle.dumps(config)).active_losses == config.active_losses
 
 
 def test_kd_in_both_places_is_an_error():
