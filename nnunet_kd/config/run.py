@@ -141,7 +141,7 @@ class Config:
     @property
     def distils(self) -> list[str]:
         """Everything that reads the teacher, by name."""
-        return [loss.name if loss.name in self.terms.active else loss.path for loss in self.active_losses]
+        return [loss.path.removeprefix("terms.") for loss in self.active_losses]
 
     @property
     def need_alignment(self) -> bool:
