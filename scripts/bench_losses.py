@@ -13,7 +13,6 @@ samples in float64; a difference above 1e-6 of the largest number ends the run. 
 from __future__ import annotations
 
 import argparse
-import inspect
 import json
 import math
 import sys
@@ -120,9 +119,7 @@ def build(case: Case, shape: Sequence[int], classes: int, **settings: Any) -> tu
 
     channels = (shape[1], shape[1]) if case.pair else shape[1]
     geometry = {"student_channels": channels, "teacher_channels": channels, "dims": len(shape) - 2, "classes": classes}
-    kind = LOSSES[case.name]
-    taken = inspect.signature(kind).parameters
-    ours = kind(**{name: value for name, value in geometry.items() if name in taken}, **case.settings, **settings)
+    ours = LOSSES[case.name].build({**case.settings, **settings}, **geometry)
     theirs = partial(case.textbook, **case.take(ours))
     return ours, theirs() if isinstance(case.textbook, type) else theirs
 
@@ -202,6 +199,7 @@ def _measure(o: argparse.Namespace) -> list[dict]:
         raise KDError("--device cuda, but torch finds no GPU here: use --device cpu")
     shapes = {reads: [_shape(f"--{reads}", text) for text in getattr(o, reads)] for reads in ("logits", "features")}
     torch.set_num_threads(o.threads)
+    shapes["pairs"] = shapes["features"]
     rows = [(case, shape) for case in CASES if case.name in o.losses for shape in shapes[LOSSES[case.name].reads]]
     return [_row(case, shape, o) for case, shape in rows]
 

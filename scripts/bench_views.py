@@ -63,7 +63,7 @@ def _measure(shape: tuple[int, ...], o: argparse.Namespace) -> dict[str, dict[st
     """Milliseconds per patch of every row at one shape."""
     import torch
 
-    from nnunet_kd.augmentation.views import PRESETS, Views
+    from nnunet_kd.augmentation.views import VIEW_PRESETS, Views
 
     if o.device == "cuda" and not torch.cuda.is_available():
         raise KDError("--device cuda, but torch finds no GPU here: use --device cpu")
@@ -76,9 +76,9 @@ def _measure(shape: tuple[int, ...], o: argparse.Namespace) -> dict[str, dict[st
     images = images.to(o.device)
     generator = torch.Generator(o.device).manual_seed(0)
     keep_zero = [o.field_of_view] * shape[1]
-    rows = {"nothing": (), **PRESETS, **_operations(PRESETS)}
+    rows = {"nothing": (), **VIEW_PRESETS, **_operations(VIEW_PRESETS)}
     jobs = {}
-    with mock.patch.dict(PRESETS, rows):
+    with mock.patch.dict(VIEW_PRESETS, rows):
         for name in rows:
             jobs[name] = partial(Views(name, keep_zero), images, generator)
         spent = take_turns(jobs, o.rounds, 3, o.device, o.clock)

@@ -26,7 +26,7 @@ from nnunetv2.imageio.reader_writer_registry import determine_reader_writer_from
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tqdm import tqdm
 
-from nnunet_kd.augmentation.views import PRESETS, Views, list_presets
+from nnunet_kd.augmentation.views import VIEW_PRESETS, Views, list_presets
 from nnunet_kd.evaluation.domains import Domain, parse_domain
 from nnunet_kd.evaluation.predict import check_images, image_files, load_predictor
 from nnunet_kd.utils.environment import nnunet_folder
@@ -99,8 +99,8 @@ def foreground_logits(network: torch.nn.Module, patches: torch.Tensor) -> np.nda
 
 def view_sets(patches: torch.Tensor, preset: str, keep_zero: Sequence[bool], seed: int) -> dict[str, torch.Tensor]:
     """The patches under the preset, and under each of its operations alone, always applied."""
-    alone = {step.function.__name__: (dataclasses.replace(step, probability=1.0),) for step in PRESETS[preset]}
-    with mock.patch.dict(PRESETS, alone):
+    alone = {step.function.__name__: (dataclasses.replace(step, probability=1.0),) for step in VIEW_PRESETS[preset]}
+    with mock.patch.dict(VIEW_PRESETS, alone):
         return {name: Views(name, keep_zero)(patches, torch.Generator().manual_seed(seed)) for name in (preset, *alone)}
 
 

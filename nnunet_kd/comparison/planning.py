@@ -14,7 +14,7 @@ from typing import Any
 
 from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-from nnunet_kd.augmentation.views import PRESETS as VIEW_PRESETS
+from nnunet_kd.augmentation.views import VIEW_PRESETS
 from nnunet_kd.comparison.settings import CompareSettings, MethodSettings, cluster_of, slug
 from nnunet_kd.comparison.sizes import PLAIN, Size, size_of, templates_of
 from nnunet_kd.config.run import SECTION, Config, read_config

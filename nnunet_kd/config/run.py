@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import Any
 
 from nnunet_kd.config.presets import PRESETS
-from nnunet_kd.config.stage_losses import LossSetting, read_losses
+from nnunet_kd.config.stage_losses import LossSetting, kd_as_term, read_losses, term_losses
 from nnunet_kd.config.terms import ACT, MSAN, Terms, Views
 from nnunet_kd.config.validation import SECTION, at_least, build, in_range, merge, one_of
 from nnunet_kd.utils.errors import KDError
@@ -133,10 +133,15 @@ class Config:
         """The losses between stages, checked. Checking builds each of them once, so not at every look."""
         return read_losses(self.losses)
 
+    @cached_property
+    def active_losses(self) -> list[LossSetting]:
+        """Every loss that reads the teacher: the terms that are on, then the entries of "losses"."""
+        return [*term_losses(self.terms, vectors_from=(self.act or ACT()).end), *self.loss_settings]
+
     @property
     def distils(self) -> list[str]:
-        """Everything that reads the teacher."""
-        return [*self.terms.active, *(f"losses.{s.place}.{s.name}" for s in self.loss_settings)]
+        """Everything that reads the teacher, by name."""
+        return [loss.path.removeprefix("terms.") for loss in self.active_losses]
 
     @property
     def need_alignment(self) -> bool:
@@ -175,20 +180,21 @@ class Config:
         only_consistency = self.act is not None and not (self.act.reconstruction or self.act.semantic or self.act.decoded)
         if self.need_alignment and only_consistency and self.views is None:
             raise KDError(f'"{SECTION}.act": consistency between views is the only part that is on, but there are no views')
-        read = self.need_alignment or self.distils
-        if self.views is not None and self.views.student_loss == "anchor" and not read:
+        views_read = self.need_alignment or self.distils or (self.views is not None and self.views.student_loss == "all")
+        if self.views is not None and not views_read:
             raise KDError(f'"{SECTION}.views" are drawn but nothing reads them: set "student_loss" to "all" or remove "views"')
         needs_views = [t for t in ("intra", "inter") if getattr(self.terms, t) is not None]
         if self.terms.cross is not None and self.terms.cross.views == "cross":
             needs_views.append("cross")
         if needs_views and self.views is None:
             raise KDError(f'terms {needs_views} need views, and "{SECTION}.views" is missing: add "views": {{"count": 2}}')
-        targets = {f"losses.{s.place}.{s.name}": s.target for s in self.loss_settings}
-        if self.terms.kd is not None:
-            targets["terms.kd"] = self.terms.kd.target
-        for name, target in targets.items():
-            if target == "anchor" and self.views is None:
-                raise KDError(f'"{SECTION}.{name}.target" is "anchor" but there are no views: remove the key')
+        for loss in self.active_losses:
+            if loss.target == "anchor" and self.views is None:
+                raise KDError(f'"{SECTION}.{loss.path}.target" is "anchor" but there are no views: remove the key')
+            if loss.options.until is not None and loss.options.until <= loss.start:
+                raise KDError(
+                    f'"{SECTION}.{loss.path}.until" is {loss.options.until}, but it starts at "act.end", {loss.start}: use more'
+                )
         if self.logit_adjustment_views is not None and not self._loss_reads_views:
             raise KDError(
                 f'"{SECTION}.logit_adjustment_views" is {self.logit_adjustment_views} but no loss reads what the student says '
@@ -196,7 +202,7 @@ class Config:
             )
         if self.mirrored_teacher:
             self._check_mirrored()
-        inside = [s for s in self.loss_settings if not s.on_logits]
+        inside = [loss for loss in self.loss_settings if loss.on_stages]
         if self.teacher is not None and not self.teacher.stages.channels and (inside or self.need_alignment):
             from nnunet_kd.networks.stages import no_stages
 
@@ -214,8 +220,8 @@ class Config:
         """Whether any loss reads the student's logits on views."""
         cross = self.terms.cross
         crossed = cross is not None and cross.views == "cross" and cross.ts > 0
-        losses = self.terms.kd is not None or any(s.on_logits for s in self.loss_settings)
-        return self.views is not None and (self.views.student_loss == "all" or losses or crossed)
+        on_logits = any(loss.on_logits for loss in self.active_losses)
+        return self.views is not None and (self.views.student_loss == "all" or on_logits or crossed)
 
     def _check_mirrored(self) -> None:
         if not self.distils:
@@ -254,6 +260,7 @@ def read_config(plans: dict, trainer_preset: str | None, trainer_name: str) -> C
     section = plans[SECTION]
     if not isinstance(section, dict):
         raise KDError(f'"{SECTION}" in the plans must be an object, got {type(section).__name__}')
+    section = kd_as_term(section)
     named = section.get("preset")
     if named is not None and (not isinstance(named, str) or named not in PRESETS):
         raise KDError(f'"{SECTION}.preset" is "{named}": known presets are {", ".join(PRESETS)}')

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
-from nnunet_kd.config.validation import SECTION, at_least, in_range, one_of
+from nnunet_kd.config.validation import SECTION, BadValue, at_least, in_range, one_of
 from nnunet_kd.utils.errors import KDError
 
 
@@ -82,21 +82,53 @@ class ACT:
 
 
 @dataclass(frozen=True)
-class KD:
+class Weighted:
+    """How heavy a loss is, and when: what every loss of a run has, wherever it stands. This is the one place of weights.
+
+    ``until``: the fraction of the training at which the weight has fallen to 0, in a straight line from the loss's start;
+    None: it stays.
+    """
+
+    weight: float = 1.0
+    until: float | None = None
+
+    heaviest = 1e4  # no annotation, so no setting
+
+    def check(self) -> None:
+        in_range(self, 1e-9, self.heaviest, "weight")
+        if self.until is not None and not 1e-3 <= self.until <= 1:
+            raise BadValue("until", f"is {self.until}, it must be a fraction of the training in [0.001, 1], or null")
+
+    def weight_at(self, progress: float, start: float, ramp: float) -> float:
+        """The weight after this fraction of the training.
+
+        Args:
+            progress: 0 at the beginning of the training, 1 at its end.
+            start: the loss counts from here on; before, its weight is 0.
+            ramp: so much of the training later it counts in full.
+        """
+        since = progress - start
+        if since < 0:
+            return 0.0
+        weight = self.weight if self.until is None else self.weight * max(0.0, 1 - since / (self.until - start))
+        return weight * (min(1.0, since / ramp) if ramp > 0 else 1.0)
+
+
+@dataclass(frozen=True)
+class KD(Weighted):
     """Logit distillation. ``target``: the teacher's prediction on the anchor, or on the view the student sees.
 
     ``balance`` takes that power of the classes' frequencies out of the teacher's prediction (0: as it is). ``mirrorings``: the
     teacher's prediction is averaged with those of so many mirrored copies, drawn at every step (none unless given).
     """
 
-    weight: float = 1.0
     temperature: float = 1.0
     target: str = "view"
     balance: float = 0.0
     mirrorings: int | None = None
 
     def check(self) -> None:
-        in_range(self, 1e-9, 1e4, "weight")
+        super().check()
         in_range(self, 1e-2, 100, "temperature")
         in_range(self, 0, 1, "balance")
         one_of(self, ("anchor", "view"), "target")
@@ -105,10 +137,9 @@ class KD:
 
 
 @dataclass(frozen=True)
-class Graph:
+class Graph(Weighted):
     """One of DCGD's two graphs. ``tau`` is the softmax's temperature (0.1 unless given)."""
 
-    weight: float = 1.0
     tau: float | None = None
     form: str = "softmax"
     nodes: str = "patch"
@@ -116,25 +147,24 @@ class Graph:
     target: str = "view"
 
     def check(self) -> None:
-        in_range(self, 1e-9, 1e4, "weight")
+        super().check()
         if self.tau is not None:
             in_range(self, 1e-3, 100, "tau")
             if self.form == "squared":
-                raise KDError(f'"{SECTION}.terms.intra/inter.tau" is set but form "squared" has no temperature: remove it')
+                raise BadValue("tau", 'is set but form "squared" has no temperature: remove it')
         one_of(self, ("softmax", "squared"), "form")
         one_of(self, ("patch", "class"), "nodes")
         one_of(self, ("anchor", "view"), "target")
 
 
 @dataclass(frozen=True)
-class Cross:
+class Cross(Weighted):
     """DICD. ``views``: "same" (both networks on the anchor) or "cross" (student on a view, teacher on the anchor).
 
     ``share`` is the part of the batch's patches it reads, at least one; ``every`` n: on every n-th step only, n times as heavy
     (every step unless given).
     """
 
-    weight: float = 1.0
     ts: float = 1.0
     st: float = 1.0
     views: str = "same"
@@ -143,7 +173,7 @@ class Cross:
     balance: float = 0.0
 
     def check(self) -> None:
-        in_range(self, 1e-9, 1e4, "weight")
+        super().check()
         in_range(self, 0, 1e4, "ts", "st")
         in_range(self, 0, 1, "balance")
         in_range(self, 1e-3, 1, "share")

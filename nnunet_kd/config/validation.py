@@ -14,6 +14,14 @@ from nnunet_kd.utils.errors import KDError
 SECTION = "nnunet_kd"
 
 
+class BadValue(KDError):
+    """A value that its dataclass refuses. The dataclass knows the value's name, :func:`build` the place it stands at."""
+
+    def __init__(self, name: str, says: str) -> None:
+        super().__init__(f'"{name}" {says}')
+        self.name, self.says = name, says
+
+
 def did_you_mean(word: Any, known: typing.Iterable[str], otherwise: str) -> str:
     """The end of a message about an unknown word: the known one it resembles, or ``otherwise``."""
     close = difflib.get_close_matches(str(word), list(known), n=1)
@@ -31,6 +39,14 @@ def merge(base: dict, over: dict) -> dict:
 
 
 def build(cls: type, data: Any, where: str) -> Any:
+    """The dataclass ``cls`` from plain JSON, checked.
+
+    Args:
+        where: path of ``data`` in the plans, for messages.
+
+    Raises:
+        KDError: an unknown or missing key, a wrong type, or what ``cls.check`` refuses.
+    """
     if not isinstance(data, dict):
         raise KDError(f'"{where}" must be an object with keys, got {data!r}')
     hints = typing.get_type_hints(cls)
@@ -48,7 +64,12 @@ def build(cls: type, data: Any, where: str) -> Any:
         raise KDError(f'"{where}.{missing[0]}" is missing from the plans: write them again with `nnunet-kd plan`')
     built = cls(**values)
     if hasattr(built, "check"):
-        built.check()
+        try:
+            built.check()
+        except BadValue as error:
+            raise KDError(f'"{where}.{error.name}" {error.says}') from None
+        except ValueError as error:  # a loss's own
+            raise KDError(f'"{where}": {error}') from None
     return built
 
 
@@ -73,30 +94,18 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 def at_least(config: Any, low: int, *names: str) -> None:
     for name in names:
         if getattr(config, name) < low:
-            raise KDError(f'"{_where(config)}.{name}" is {getattr(config, name)}, it must be at least {low}')
+            raise BadValue(name, f"is {getattr(config, name)}, it must be at least {low}")
 
 
 def in_range(config: Any, low: float, high: float, *names: str) -> None:
     for name in names:
         # written so that NaN fails too
         if not low <= getattr(config, name) <= high:
-            raise KDError(f'"{_where(config)}.{name}" is {getattr(config, name)}, it must lie in [{low:g}, {high:g}]')
+            raise BadValue(name, f"is {getattr(config, name)}, it must lie in [{low:g}, {high:g}]")
 
 
 def one_of(config: Any, allowed: typing.Iterable[str], *names: str) -> None:
     allowed = list(allowed)
     for name in names:
         if getattr(config, name) not in allowed:
-            raise KDError(f'"{_where(config)}.{name}" is "{getattr(config, name)}", use one of {", ".join(allowed)}')
-
-
-def _where(config: Any) -> str:
-    place = {
-        "Config": SECTION,
-        "TeacherStages": "teacher.stages",
-        "KD": "terms.kd",
-        "Graph": "terms.intra/inter",
-        "Cross": "terms.cross",
-    }
-    name = type(config).__name__
-    return place.get(name, name.lower()) if name == "Config" else f"{SECTION}.{place.get(name, name.lower())}"
+            raise BadValue(name, f'is "{getattr(config, name)}", use one of {", ".join(allowed)}')

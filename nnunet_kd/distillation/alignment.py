@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from nnunet_kd.config.terms import ACT, MSAN
-from nnunet_kd.losses import decoded_consistency, gather_with_gradient, reconstruction, regularisation, view_consistency
-from nnunet_kd.networks.msan import SemanticAutoencoder, build_msan
+from nnunet_kd.losses import decoded_consistency, reconstruction, regularisation, view_consistency
+from nnunet_kd.networks.msan import build_msan
+from nnunet_kd.networks.semantic_autoencoder import SemanticAutoencoder
 from nnunet_kd.networks.stages import StagePair, StageTable, decode, swap
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.utils import distributed as ranks
@@ -84,8 +85,8 @@ class Alignment(nn.Module):
                 f'"nnunet_kd.act.autoencoder": {file} holds no semantic autoencoder; name the checkpoint of a training with '
                 'MSANs and "semantic" above 0, such as nnUNetTrainerGKD\'s'
             )
-        own = self.autoencoder.state_dict()
-        if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in own.items()}:
+        expected = {k: v.shape for k, v in self.autoencoder.state_dict().items()}
+        if {k: v.shape for k, v in state.items()} != expected:
             raise KDError(
                 f'"nnunet_kd.act.autoencoder": that of {file} was trained for other labels, another msan.dim or other spatial '
                 "dimensions; name one of the same, or remove the key to train one"
@@ -147,7 +148,7 @@ class AlignmentTrainer:
             loss = autoencoder.loss(onehot, mask)
             _step(self.autoencoder_optimizer, loss, autoencoder, "the P-SAE's")
         with torch.no_grad():
-            autoencoder.observe(gather_with_gradient(autoencoder.encode(onehot)[None])[0])  # all ranks' samples
+            autoencoder.observe(ranks.gather_with_gradient(autoencoder.encode(onehot)[None])[0])  # all ranks' samples
         return {"act_autoencoder": float(loss.detach())}
 
     def msan_step(
@@ -213,9 +214,9 @@ class AlignmentTrainer:
                 if act.decoded and swappable:
                     anchor = [f[:batch] for f in feats]
                     decoded = decode(networks[name], swap(anchor, {s: rebuilt[s][:batch] for s in swappable}))
-                    own = logits[name].float()
-                    parts["decoded"] = decoded_consistency(decoded, own, regions=regions, mask=mask)
-                    values[f"act_agreement_{name}"] = _agreement(decoded, own, regions)
+                    predicted = logits[name].float()
+                    parts["decoded"] = decoded_consistency(decoded, predicted, regions=regions, mask=mask)
+                    values[f"act_agreement_{name}"] = _agreement(decoded, predicted, regions)
                 total = total + sum(getattr(act, part) * value for part, value in parts.items())
                 values.update({f"act_{part}_{name}": float(value.detach()) for part, value in parts.items()})
             _step(self.msan_optimizer, total, alignment.msans, "the MSANs'")
@@ -255,10 +256,10 @@ def _step(optimizer: torch.optim.Optimizer, loss: torch.Tensor, module: nn.Modul
     """
     parameters = list(module.parameters())
     gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    found = [g for g in gradients if g is not None]
-    for gradient in found:
+    given = [g for g in gradients if g is not None]
+    for gradient in given:
         ranks.average(gradient)
-    skip_if("" if all_finite([loss, *found]) else f"{whose} loss or gradient is not finite", loss.device)
+    skip_if("" if all_finite([loss, *given]) else f"{whose} loss or gradient is not finite", loss.device)
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
     torch.nn.utils.clip_grad_norm_(parameters, 1.0)

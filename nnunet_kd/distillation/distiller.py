@@ -9,24 +9,18 @@ Knows tensors and modules, not nnU-Net's trainer. A step runs
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import nn
 
 from nnunet_kd.augmentation.views import Views
 from nnunet_kd.config.run import Config
 from nnunet_kd.distillation.alignment import Alignment, AlignmentTrainer
+from nnunet_kd.distillation.forward_plan import phase_at, plan_forwards
 from nnunet_kd.distillation.gkd_terms import MSANTerms
 from nnunet_kd.distillation.stage_losses import PairLosses
-from nnunet_kd.distillation.step import Step, repeat_rows, rows_of
-from nnunet_kd.distillation.teacher_forward import TeacherReader
-from nnunet_kd.losses import (
-    adjusted_logits,
-    balanced_logits,
-    class_frequencies,
-    logit_kd,
-)
+from nnunet_kd.distillation.step import DistillationStep, Task, TermValue, repeat_rows, rows_of
+from nnunet_kd.distillation.teacher_forward import TeacherForward
+from nnunet_kd.losses import adjusted_logits, balanced_logits, class_frequencies, logit_kd
 from nnunet_kd.networks.stages import StageTable, pair_stages
 from nnunet_kd.utils import distributed as ranks
 from nnunet_kd.utils.errors import KDError
@@ -41,13 +35,7 @@ class Distiller:
 
     Args:
         config: the run's settings.
-        tables: stage tables of teacher and student (none for controls without MSAN terms).
-        patch_size: spatial size of the training patches.
-        num_outputs: segmentation heads (classes, or regions).
-        regions: sigmoid heads.
-        classes: annotated classes, background included (with regions: combinations of regions).
-        keep_zero: per image channel, whether pixels that are exactly 0 lie outside the field of view. A cascade's data
-            hold further channels, the previous stage's segmentation as one-hot map.
+        tables: stage tables of teacher and student (none for runs that read no stage features).
     """
 
     def __init__(
@@ -55,22 +43,18 @@ class Distiller:
         config: Config,
         student: nn.Module,
         tables: dict[str, StageTable] | None,
-        patch_size: Sequence[int],
-        num_outputs: int,
-        regions: bool,
-        classes: int,
-        keep_zero: Sequence[bool],
+        task: Task,
         device: torch.device,
     ) -> None:
-        self.config, self.regions, self.device = config, regions, device
-        self.student, self.teacher, self._reader = student, None, None
+        self.config, self.regions, self.device = config, task.regions, device
+        self.student, self.teacher, self._teacher_forward = student, None, None
+        self.plans = plan_forwards(config)
+        self.losses = {loss.key: loss for loss in config.active_losses}
         # a generator of their own: drawing views leaves the loader's random numbers, and so the batches, as they are
         self.generator = torch.Generator(device=device).manual_seed(ranks.own_seed(config.seed))
         self.frequencies: torch.Tensor | None = None
-        self.views = Views(config.views.preset, keep_zero) if config.views else None
-        self._images = len(keep_zero)
-        # a teacher of 3d_fullres reads the images of a cascade's data alone
-        self._teacher_reads = config.teacher.stages.input_channels if config.teacher else None
+        self.views = Views(config.views.preset, task.keep_zero) if config.views else None
+        self._images = len(task.keep_zero)
         self.alignment: Alignment | None = None
         self.aligner: AlignmentTrainer | None = None
         if config.need_alignment:
@@ -82,60 +66,47 @@ class Distiller:
                 )
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
-                self.alignment = Alignment(config.msan, config.act, pairs, tables, patch_size, num_outputs, regions)
+                self.alignment = Alignment(config.msan, config.act, pairs, tables, task.patch_size, task.outputs, task.regions)
             self.alignment.to(device)
             self.aligner = AlignmentTrainer(self.alignment)
-            self.msan_terms = MSANTerms(self.alignment, student, regions, self.adjusted)
+            self.msan_terms = MSANTerms(config.terms, self.alignment, student, task.regions, self.adjusted)
         self.pair_losses: PairLosses | None = None
         if config.loss_settings:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed + 1)
-                self.pair_losses = PairLosses(config.loss_settings, tables, len(patch_size), classes, regions).to(device)
+                losses = PairLosses(config.loss_settings, tables, len(task.patch_size), task.classes, task.regions)
+                self.pair_losses = losses.to(device)
         self._distributed: nn.Module | None = None
 
     @property
-    def view_count(self) -> int:
-        return self.config.views.count if self.views else 0
-
-    @property
     def needs_teacher(self) -> bool:
-        return bool(self.config.distils)
+        return any(plan.teacher for plan in self.plans.values())
 
     @property
     def needs_onehot(self) -> bool:
         return self.alignment is not None
 
     @property
+    def needs_labels(self) -> bool:
+        return self.pair_losses is not None
+
+    @property
     def needs_features(self) -> bool:
-        return self.alignment is not None or self._losses_need_features
+        return any(plan.features for plan in self.plans.values())
 
     @property
     def needs_decoder_stages(self) -> bool:
-        aligned = self.alignment is not None and any(pair.decoder for pair in self.alignment.pairs)
-        return aligned or (self.pair_losses is not None and self.pair_losses.needs_decoder_stages)
-
-    @property
-    def _losses_need_features(self) -> bool:
-        return self.pair_losses is not None and self.pair_losses.needs_features
+        return any(plan.decoder_stages for plan in self.plans.values())
 
     @property
     def learned(self) -> list[torch.nn.Parameter]:
         """What the losses learn themselves: for nnU-Net's optimizer, beside the student's parameters."""
         return [] if self.pair_losses is None else list(self.pair_losses.parameters())
 
-    def needs_features_in(self, phase: str) -> bool:
-        """Whether stage features are read in this phase: MSANs leave the warm-up alone, losses between stages do not."""
-        return self._losses_need_features or (self.alignment is not None and phase != "warm-up")
-
     @property
     def log_keys(self) -> list[str]:
         """Names of the values a step may report, in the order of the pictures."""
-        keys = [
-            t if t != "cross" else f"cross_{way}"
-            for t in self.config.terms.active
-            for way in (("ts", "st") if t == "cross" else ("",))
-        ]
-        keys += self.pair_losses.names if self.pair_losses is not None else []
+        keys = [name for key in self.losses for name in (("cross_ts", "cross_st") if key == "cross" else (key,))]
         if self.alignment is not None:
             keys += [f"act_{q}_{n}" for q in QUALITY for n in ("teacher", "student")]
             keys += [f"act_semantic_{n}" for n in ("teacher", "student") if self.alignment.autoencoder is not None]
@@ -155,32 +126,18 @@ class Distiller:
         Raises:
             KDError: KD asks for more mirrorings than the teacher was trained with.
         """
-        kd, known = self.config.terms.kd, len(teacher.mirrorings)
-        if kd is not None and (kd.mirrorings or 0) > known:
+        kd, trained_with = self.config.terms.kd, len(teacher.mirrorings)
+        if kd is not None and (kd.mirrorings or 0) > trained_with:
             raise KDError(
-                f'"nnunet_kd.terms.kd.mirrorings" is {kd.mirrorings}, the teacher was trained with {known} mirrorings: '
-                + (f"write {known} or less" if known else "remove the key")
+                f'"nnunet_kd.terms.kd.mirrorings" is {kd.mirrorings}, the teacher was trained with {trained_with} mirrorings: '
+                + (f"write {trained_with} or less" if trained_with else "remove the key")
             )
         self.teacher = teacher
-        self._reader = TeacherReader(self.config, teacher, self.needs_decoder_stages, self._logits_of_views_read)
+        self._teacher_forward = TeacherForward(self.config, teacher, self.needs_decoder_stages)
 
     def phase(self, progress: float) -> str:
         """ "warm-up", "act" or "distil" at this fraction of the training."""
-        if self.alignment is None:
-            return "distil"
-        act = self.config.act
-        return "warm-up" if progress < act.start else "act" if progress < act.end else "distil"
-
-    def weight(self, term: str, progress: float) -> float:
-        """The term's weight now: 0 before its start, then a linear ramp."""
-        start = 0.0 if term == "kd" else self.config.act.end
-        return getattr(self.config.terms, term).weight * self._ramp(progress - start)
-
-    def _ramp(self, since: float) -> float:
-        """From 0 to 1 over ``config.ramp`` of the training; 0 before the start."""
-        if since < 0:
-            return 0.0
-        return min(1.0, since / self.config.ramp) if self.config.ramp > 0 else 1.0
+        return phase_at(self.config, progress)
 
     def adjusted(self, logits: torch.Tensor, anchors: int | None = None) -> torch.Tensor:
         """The student's logits `(n, C, *S)` as its losses read them: the first ``anchors`` rows are of anchors (all, if None),
@@ -200,7 +157,7 @@ class Distiller:
         progress: float,
         labels: torch.Tensor | None = None,
         iteration: int = 0,
-    ) -> Step:
+    ) -> DistillationStep:
         """Draw the views and run the teacher.
 
         Args:
@@ -211,21 +168,20 @@ class Distiller:
             iteration: number of the step since the training began, for terms that leave steps out.
 
         Raises:
-            SkipStep: NaN or Inf in what the teacher says.
+            SkipStep: NaN or Inf in the teacher's outputs.
         """
-        views = [self._view(data) for _ in range(self.view_count)]
+        plan = self.plans[self.phase(progress)]
+        views = [self._view(data) for _ in range(plan.views)]
         # a part that reads a share of the batch takes the first of a random order: nnU-Net puts forced foreground last
         order = torch.randperm(len(data), generator=self.generator, device=data.device)
         everything = torch.cat([data, *views]) if views else data
-        step = Step(everything, len(views), self.phase(progress), progress, order, onehot, mask, labels, iteration)
-        kd, features_read = self.config.terms.kd, self.needs_features_in(step.phase)
-        if self.teacher is None or not (kd or features_read or self.pair_losses is not None):
+        step = DistillationStep(everything, plan, progress, order, onehot, mask, labels, iteration)
+        if self.teacher is None or not plan.teacher:
             return step
-        seen = (step.data if self._teacher_sees_views(step.phase) else data)[:, : self._teacher_reads]
         with torch.no_grad():
-            said = self._reader.read(step, seen, features_read, self.generator)
+            outputs = self._teacher_forward(step, self.generator)
             # before a running mean or a memory takes them in
-            skip_if("" if all_finite(said) else "the teacher's prediction is not finite", self.device)
+            skip_if("" if all_finite(outputs) else "the teacher's prediction is not finite", self.device)
             self._observe_frequencies(step)
         step.frequencies = self.frequencies
         return step
@@ -235,7 +191,7 @@ class Distiller:
         view = self.views(data[:, : self._images], self.generator)
         return view if data.shape[1] == self._images else torch.cat([view, data[:, self._images :]], dim=1)
 
-    def _observe_frequencies(self, step: Step) -> None:
+    def _observe_frequencies(self, step: DistillationStep) -> None:
         """How often the teacher predicts each class on the anchors, as a running mean."""
         settings = self.config.terms
         if not any(t is not None and t.balance for t in (settings.kd, settings.cross)):
@@ -247,28 +203,27 @@ class Distiller:
         else:
             self.frequencies = torch.lerp(self.frequencies, now, _FREQUENCY_MOMENTUM)
 
-    def terms(self, step: Step) -> dict[str, tuple[float, torch.Tensor]]:
-        """The terms that are on now: ``{name: (weight, value)}``. ``step`` must hold the student's logits and features."""
-        settings, found = self.config.terms, {}
-        if settings.kd is not None:
-            found["kd"] = (self.weight("kd", step.progress), self._kd(step))
+    def terms(self, step: DistillationStep) -> dict[str, TermValue]:
+        """The losses that are on now, by their name in the log. ``step`` must hold the student's logits and features."""
+        values: dict[str, tuple[str, float, torch.Tensor]] = {}  # loss, share of its weight, value
+        if self.config.terms.kd is not None:
+            values["kd"] = ("kd", 1.0, self._kd(step))
         if self.pair_losses is not None:
-            ramp = self._ramp(step.progress)
-            found |= {name: (ramp * weight, value) for name, (weight, value) in self._between_stages(step).items()}
-        if step.phase != "distil" or self.alignment is None:
-            return found
-        for name, (share, value) in self.msan_terms.values(settings, step, self.teacher.network).items():
-            found[name] = (self.weight(name.partition("_")[0], step.progress) * share, value)
-        return found
+            values |= {key: (key, 1.0, value) for key, value in self._stage_losses(step).items()}
+        if step.plan.vector_terms:
+            values |= self.msan_terms.values(step, self.teacher.network)
+        # the one place where weights meet values; one that depends on gradients would come in here
+        return {
+            key: TermValue(self.losses[loss].weight_at(step.progress, self.config.ramp) * share, value)
+            for key, (loss, share, value) in values.items()
+        }
 
-    def align(self, step: Step) -> dict[str, float]:
+    def align(self, step: DistillationStep) -> dict[str, float]:
         """The alignment networks' own step: the P-SAE while warming up, then ACT; afterwards only if ``joint``."""
-        if self.alignment is None:
+        if step.plan.trains is None:
             return {}
-        if step.phase == "warm-up":
+        if step.plan.trains == "autoencoder":
             return self.aligner.autoencoder_step(step.onehot, step.mask)
-        if step.phase == "distil" and self.config.msan.after_act == "frozen":
-            return {}
         end = self.config.act.end if self.config.msan.after_act == "frozen" else 1.0
         remaining = (end - step.progress) / (end - self.config.act.start)
         anchors = step.share(self.config.act.share)
@@ -306,37 +261,20 @@ class Distiller:
             self.alignment.load_state_dict(state["alignment"])
             self.aligner.load_state_dict(state["optimizers"])
 
-    def _kd(self, step: Step) -> torch.Tensor:
+    def _kd(self, step: DistillationStep) -> torch.Tensor:
         settings = self.config.terms.kd
         student, mask = self.adjusted(step.student_logits, step.batch), step.mask
         teacher = step.teacher_logits if step.mirrored_logits is None else step.mirrored_logits
-        seen = student.shape[0] // step.batch
-        teacher = rows_of(teacher, step.batch, seen, settings.target)
+        times = student.shape[0] // step.batch
+        teacher = rows_of(teacher, step.batch, times, settings.target)
         if mask is not None:
-            mask = repeat_rows(mask, seen)
+            mask = repeat_rows(mask, times)
         if settings.balance:
             teacher = balanced_logits(teacher, step.frequencies, settings.balance, self.regions)
         return logit_kd(student, teacher, settings.temperature, self.regions, mask)
 
-    def _between_stages(self, step: Step) -> dict[str, tuple[float, torch.Tensor]]:
+    def _stage_losses(self, step: DistillationStep) -> dict[str, torch.Tensor]:
         losses = self._distributed or self.pair_losses
         features = step.student_features or [], step.teacher_features or []
         student = self.adjusted(step.student_logits, step.batch)
-        return losses(*features, student, step.teacher_logits, step.labels, step.batch, step.progress)
-
-    @property
-    def _logits_of_views_read(self) -> bool:
-        kd = self.config.terms.kd
-        losses = self.pair_losses is not None and self.pair_losses.logits_of_views_read
-        return losses or (kd is not None and kd.target == "view")
-
-    def _teacher_sees_views(self, phase: str) -> bool:
-        """Whether any active part reads the teacher on the views; the anchor is enough for most cross-view settings."""
-        settings = self.config.terms
-        if self._logits_of_views_read or (self.pair_losses is not None and self.pair_losses.teacher_sees_views):
-            return True
-        if self.alignment is None or phase == "warm-up":
-            return False
-        graphs = any(g is not None and g.target == "view" for g in (settings.intra, settings.inter))
-        aligning = phase == "act" or self.config.msan.after_act == "joint"
-        return graphs or (aligning and self.config.act.consistency > 0)
+        return losses(*features, student, step.teacher_logits, step.labels, step.batch)

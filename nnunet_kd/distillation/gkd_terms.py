@@ -9,16 +9,14 @@ from torch import nn
 
 from nnunet_kd.config.terms import Cross, Graph, Terms
 from nnunet_kd.distillation.alignment import Alignment
-from nnunet_kd.distillation.step import Step
+from nnunet_kd.distillation.step import DistillationStep
 from nnunet_kd.losses import (
+    LOSSES,
     balanced_logits,
     class_prototypes,
-    cross_prediction_loss,
-    gather_with_gradient,
-    inter_graph_loss,
-    intra_graph_loss,
 )
 from nnunet_kd.networks.stages import decode, swap
+from nnunet_kd.utils.distributed import gather_with_gradient
 
 
 class MSANTerms:
@@ -27,44 +25,50 @@ class MSANTerms:
     ``adjusted``: from the student's logits to those that its losses read, given how many of the leading rows are of anchors.
     """
 
-    def __init__(self, alignment: Alignment, student: nn.Module, regions: bool, adjusted: Callable[..., torch.Tensor]) -> None:
-        self.alignment, self.student, self.regions, self.adjusted = alignment, student, regions, adjusted
+    def __init__(
+        self,
+        terms: Terms,
+        alignment: Alignment,
+        student: nn.Module,
+        regions: bool,
+        adjusted: Callable[..., torch.Tensor],
+    ) -> None:
+        self.terms, self.alignment, self.student, self.regions, self.adjusted = terms, alignment, student, regions, adjusted
+        graphs = {"intra": terms.intra, "inter": terms.inter}
+        self.graphs = {name: (term, _graph_loss(name, term)) for name, term in graphs.items() if term is not None}
+        self.cross_prediction = LOSSES["cross"](regions=regions)
 
-    def values(self, terms: Terms, step: Step, teacher: nn.Module) -> dict[str, tuple[float, torch.Tensor]]:
-        """Values of the terms, each with its share of its setting's weight.
+    def values(self, step: DistillationStep, teacher: nn.Module) -> dict[str, tuple[str, float, torch.Tensor]]:
+        """Values of the terms, ``{name in the log: (term, share of its weight, value)}``.
 
         ``step`` holds both networks' logits and features; ``teacher`` is the teacher's network.
         """
-        found = {}
-        if terms.intra is not None or terms.inter is not None:
+        values = {}
+        if self.graphs:
             vectors = {"student": self.alignment.encode("student", step.student_features)}
             with torch.no_grad():
                 vectors["teacher"] = self.alignment.encode("teacher", step.teacher_features)
-            for name, graph in (("intra", intra_graph_loss), ("inter", inter_graph_loss)):
-                term = getattr(terms, name)
-                if term is not None:
-                    found[name] = (1.0, self._graph(graph, term, vectors, step))
-        cross = terms.cross
+            for name, (term, loss) in self.graphs.items():
+                values[name] = (name, 1.0, self._graph(loss, term, vectors, step))
+        cross = self.terms.cross
         if cross is None:
-            return found
+            return values
         every = cross.every or 1
         if step.iteration % every:
-            return found
+            return values
         if cross.ts:
-            found["cross_ts"] = (every * cross.ts, self._cross_ts(cross, step))
+            values["cross_ts"] = ("cross", every * cross.ts, self._cross_ts(cross, step))
         if cross.st:
-            found["cross_st"] = (every * cross.st, self._cross_st(cross, step, teacher))
-        return found
+            values["cross_st"] = ("cross", every * cross.st, self._cross_st(cross, step, teacher))
+        return values
 
-    def _graph(self, graph, term: Graph, vectors: dict[str, list[torch.Tensor]], step: Step) -> torch.Tensor:
-        tau = term.tau or 0.1
+    def _graph(
+        self, loss: nn.Module, term: Graph, vectors: dict[str, list[torch.Tensor]], step: DistillationStep
+    ) -> torch.Tensor:
         nodes = (self._nodes(name, vectors[name], term, step) for name in ("student", "teacher"))
-        values = [
-            graph(s, t, tau, term.form, gather=gather_with_gradient, centred=term.centred) for s, t in zip(*nodes, strict=True)
-        ]
-        return torch.stack(values).mean()
+        return torch.stack([loss(s, t) for s, t in zip(*nodes, strict=True)]).mean()
 
-    def _nodes(self, network: str, vectors: list[torch.Tensor], term: Graph, step: Step) -> list[torch.Tensor]:
+    def _nodes(self, network: str, vectors: list[torch.Tensor], term: Graph, step: DistillationStep) -> list[torch.Tensor]:
         """DCGD's nodes ``(K+1, n, d)`` per stage: one per patch, or one per class and patch that has the class."""
         if network == "teacher" and term.target == "anchor":
             vectors = [z[: step.batch] for z in vectors]
@@ -74,13 +78,13 @@ class MSANTerms:
             nodes = [class_prototypes(z, step.onehot) for z in self.alignment.maps(network, vectors)]
         return [n.expand(step.views + 1, -1, -1) for n in nodes]
 
-    def _sources(self, cross: Cross, step: Step) -> tuple[torch.Tensor, torch.Tensor]:
+    def _sources(self, cross: Cross, step: DistillationStep) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows of the batch that DICD reads: the student's (anchors, or views), and the anchors that belong to them."""
         views = range(1, step.views + 1) if cross.views == "cross" else (0,)
         anchors = step.share(cross.share)
         return torch.cat([anchors + k * step.batch for k in views]), anchors.repeat(len(views))
 
-    def _cross_ts(self, cross: Cross, step: Step) -> torch.Tensor:
+    def _cross_ts(self, cross: Cross, step: DistillationStep) -> torch.Tensor:
         """Teacher vectors of the anchor through the SAN's headers into the student's decoder."""
         rows, anchors = self._sources(cross, step)
         features = [f[rows] for f in step.student_features]
@@ -90,7 +94,7 @@ class MSANTerms:
         crossed = decode(self.student, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
         return self._against_teacher(cross, step, self.adjusted(crossed, None if cross.views == "same" else 0), anchors)
 
-    def _cross_st(self, cross: Cross, step: Step, teacher: nn.Module) -> torch.Tensor:
+    def _cross_st(self, cross: Cross, step: DistillationStep, teacher: nn.Module) -> torch.Tensor:
         """Student vectors through the TAN's headers into the teacher's decoder, with the teacher's anchor skips."""
         rows, anchors = self._sources(cross, step)
         features = [f[anchors] for f in step.teacher_features]
@@ -99,9 +103,16 @@ class MSANTerms:
         crossed = decode(teacher, swap(features, {s: r.to(features[s].dtype) for s, r in rebuilt.items()}))
         return self._against_teacher(cross, step, crossed, anchors)
 
-    def _against_teacher(self, cross: Cross, step: Step, crossed: torch.Tensor, anchors: torch.Tensor) -> torch.Tensor:
+    def _against_teacher(
+        self, cross: Cross, step: DistillationStep, crossed: torch.Tensor, anchors: torch.Tensor
+    ) -> torch.Tensor:
         mask = None if step.mask is None else step.mask[anchors]
         target, balance = step.teacher_logits[anchors], cross.balance
         if balance:
             target = balanced_logits(target, step.frequencies, balance, self.regions)
-        return cross_prediction_loss(crossed, target, self.regions, mask)
+        return self.cross_prediction(crossed, target, mask=mask)
+
+
+def _graph_loss(name: str, term: Graph) -> nn.Module:
+    settings = {"form": term.form, "centred": term.centred} | ({} if term.tau is None else {"tau": term.tau})
+    return LOSSES[name](**settings, gather=gather_with_gradient)

@@ -6,13 +6,13 @@ parameters into nnU-Net's optimizer and the state into the checkpoint, under a k
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunet_kd.config.stage_losses import LossSetting, takes_pairs
+from nnunet_kd.config.stage_losses import LossSetting
 from nnunet_kd.config.validation import SECTION
 from nnunet_kd.distillation.step import repeat_rows, rows_of
 from nnunet_kd.losses.registry import LOSSES
@@ -48,30 +48,6 @@ class PairLosses(nn.Module):
                 self.settings.append(setting)
                 self.stages.append((student, teacher))
                 self.losses.append(_make(setting, student, teacher, tables, dims, classes, regions))
-        # a list of features holds the encoder's stages first
-        self.needs_decoder_stages = any(
-            stage >= tables[name].depth
-            for pair in self.stages
-            for name, side in zip(("student", "teacher"), pair, strict=True)
-            for stage in side
-        )
-
-    @property
-    def needs_features(self) -> bool:
-        return any(not s.on_logits for s in self.settings)
-
-    @property
-    def teacher_sees_views(self) -> bool:
-        return any(s.target == "view" for s in self.settings)
-
-    @property
-    def logits_of_views_read(self) -> bool:
-        return any(s.on_logits and s.target == "view" for s in self.settings)
-
-    @property
-    def names(self) -> list[str]:
-        """What the log calls the values: one per loss and place, however many stages that is."""
-        return list(dict.fromkeys(_key(s) for s in self.settings))
 
     def forward(
         self,
@@ -81,9 +57,8 @@ class PairLosses(nn.Module):
         teacher_logits: Tensor,
         labels: Tensor,
         batch: int,
-        progress: float = 0.0,
-    ) -> dict[str, tuple[float, Tensor]]:
-        """``{name: (weight, value)}``, values summed over the stages of one entry.
+    ) -> dict[str, Tensor]:
+        """``{name in the log: value}``, summed over the stages of one entry.
 
         Args:
             student, teacher: stage features of anchor and views, ``((K + 1) * B, C, *S)``; the teacher's may be of the anchors
@@ -91,9 +66,8 @@ class PairLosses(nn.Module):
             student_logits, teacher_logits: likewise.
             labels: classes of the anchors ``(B, *S)``, -1 where not annotated.
             batch: B.
-            progress: fraction of the training that is over.
         """
-        found: dict[str, tuple[float, Tensor]] = {}
+        values: dict[str, Tensor] = {}
         rows = student_logits.shape[0] // batch
         labels = repeat_rows(labels, rows)
         for setting, (of_student, of_teacher), loss in zip(self.settings, self.stages, self.losses, strict=True):
@@ -102,13 +76,8 @@ class PairLosses(nn.Module):
             t = [rows_of(x, batch, rows, setting.target) for x in t]
             s = [_to_grid(x, y) for x, y in zip(s, t, strict=True)]
             value = loss(s[0], t[0], labels) if len(s) == 1 else loss(tuple(s), tuple(t), labels)
-            weight, before = found.get(_key(setting), (setting.weight_at(progress), 0.0))
-            found[_key(setting)] = (weight, before + value)
-        return found
-
-
-def _key(setting: LossSetting) -> str:
-    return f"{setting.name}@{setting.place}"
+            values[setting.key] = values.get(setting.key, 0.0) + value
+        return values
 
 
 def _to_grid(student: Tensor, teacher: Tensor) -> Tensor:
@@ -127,14 +96,14 @@ def _places(setting: LossSetting, tables: dict[str, StageTable] | None) -> list[
     where = f"{SECTION}.losses.{setting.place}"
     if setting.place in ("all", "decoder"):
         pairs = pair_stages(tables["teacher"], tables["student"], [setting.place], where)
-        if takes_pairs(LOSSES[setting.name]):
+        if LOSSES[setting.name].reads == "pairs":
             if len(pairs) < 2:
                 raise KDError(f'"{where}.{setting.name}" compares neighbouring stages, and the networks share only one')
             return [((a.student, b.student), (a.teacher, b.teacher)) for a, b in zip(pairs, pairs[1:], strict=False)]
         return [((p.student,), (p.teacher,)) for p in pairs]
     if of_teacher is None:
-        found = [pair_stages(tables["teacher"], tables["student"], [_spec(s)], where)[0] for s in of_student.split("+")]
-        return [(tuple(p.student for p in found), tuple(p.teacher for p in found))]
+        pairs = [pair_stages(tables["teacher"], tables["student"], [_spec(s)], where)[0] for s in of_student.split("+")]
+        return [(tuple(p.student for p in pairs), tuple(p.teacher for p in pairs))]
     return [(_indices(of_student, tables["student"], where), _indices(of_teacher, tables["teacher"], where))]
 
 
@@ -166,13 +135,11 @@ def _make(
     classes: int,
     regions: bool,
 ) -> nn.Module:
-    loss = LOSSES[setting.name]
-    known = {"dims": dims, "classes": classes, "regions": regions}
-    if student:
-        widths = tuple(tables["student"].width(i) for i in student), tuple(tables["teacher"].width(i) for i in teacher)
-        known["student_channels"], known["teacher_channels"] = widths if len(student) > 1 else (widths[0][0], widths[1][0])
-    wanted = {k: v for k, v in known.items() if k in inspect.signature(loss.__init__).parameters}
+    context: dict[str, Any] = {"dims": dims, "classes": classes, "regions": regions}
+    for network, stages in (("student", student), ("teacher", teacher)):
+        widths = tuple(tables[network].width(stage) for stage in stages) if tables else ()
+        context[f"{network}_channels"] = widths[0] if len(widths) == 1 else widths
     try:
-        return loss(**setting.options, **wanted)
+        return LOSSES[setting.name].build(setting.options.keywords, **context)
     except ValueError as error:
-        raise KDError(f'"{SECTION}.losses.{setting.place}.{setting.name}": {error}') from None
+        raise KDError(f'"{SECTION}.{setting.path}": {error}') from None

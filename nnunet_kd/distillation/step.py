@@ -1,19 +1,62 @@
-"""What one batch carries through a distilling step."""
+"""What travels through a distilling step: the task, what one batch carries, and the value of a loss."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from nnunet_kd.distillation.forward_plan import ForwardPlan
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the networks segment, and on what.
+
+    Attributes:
+        patch_size: spatial size of the training patches.
+        outputs: segmentation heads (classes, or regions).
+        classes: annotated classes, background included (with regions: combinations of regions).
+        regions: sigmoid heads.
+        keep_zero: per image channel, whether pixels that are exactly 0 lie outside the field of view. A cascade's data
+            hold further channels, the previous stage's segmentation as one-hot map.
+    """
+
+    patch_size: Sequence[int]
+    outputs: int
+    classes: int
+    regions: bool
+    keep_zero: Sequence[bool]
+
+
+class TermValue(NamedTuple):
+    """A distillation loss of a step: its weight now, and its value, a scalar."""
+
+    weight: float
+    value: torch.Tensor
+
 
 @dataclass
-class Step:
-    """What one batch carries from ``prepare`` to ``align``."""
+class DistillationStep:
+    """What one batch carries from ``prepare`` to ``align``.
+
+    Attributes:
+        data: anchors, then their views, ``((K + 1) * B, C, *S)``.
+        plan: which forwards the step takes.
+        progress: fraction of the training that is over.
+        order: a random order of the anchors, for parts that read a share of them.
+        onehot, mask, labels: annotation of the anchors, ``(B, L, *S)``, ``(B, 1, *S)`` and ``(B, *S)``.
+        iteration: number of the step since the training began.
+        teacher_features, teacher_logits: of the anchors and, where the plan says so, of the views.
+        mirrored_logits: the teacher's, averaged over mirrored copies: for KD, where it asks for them.
+        frequencies: how often the teacher predicts each class, ``(L,)``.
+        student_features, student_logits: of all rows that the student read.
+    """
 
     data: torch.Tensor
-    views: int
-    phase: str
+    plan: ForwardPlan
     progress: float
     order: torch.Tensor
     onehot: torch.Tensor | None = None
@@ -22,10 +65,14 @@ class Step:
     iteration: int = 0
     teacher_features: list[torch.Tensor] | None = None
     teacher_logits: torch.Tensor | None = None
-    mirrored_logits: torch.Tensor | None = None  # the teacher's, averaged over mirrored copies: for KD, where it asks for them
+    mirrored_logits: torch.Tensor | None = None
     frequencies: torch.Tensor | None = None
     student_features: list[torch.Tensor] | None = None
     student_logits: torch.Tensor | None = None
+
+    @property
+    def views(self) -> int:
+        return self.plan.views
 
     @property
     def batch(self) -> int:

@@ -1,4 +1,4 @@
-"""What the teacher says of a batch: one forward, with the features that are read, and mirrored where the plans ask for it."""
+"""The teacher's forward in a step: its logits, the features that are read, and mirrored where the plans ask for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from nnunet_kd.augmentation.mirroring import draw_mirrorings, draw_rows, mirror_rows, mirrored_logits
 from nnunet_kd.config.run import Config
-from nnunet_kd.distillation.step import Step
+from nnunet_kd.distillation.step import DistillationStep
 from nnunet_kd.networks.stages import StageTap, decode, encode
 from nnunet_kd.utils import distributed as ranks
 
@@ -17,45 +17,44 @@ if TYPE_CHECKING:  # its file knows nnU-Net, this one does not
     from nnunet_kd.nnunet_io.teacher import FrozenTeacher
 
 
-class TeacherReader:
-    """Reads a frozen teacher for one run.
+class TeacherForward:
+    """Runs a frozen teacher on the batches of one run.
 
     Args:
         decoder_stages: features of the decoder are read too.
-        logits_of_views: logits are read of the views too, not of the anchors alone.
     """
 
-    def __init__(self, config: Config, teacher: FrozenTeacher, decoder_stages: bool, logits_of_views: bool) -> None:
-        self.config, self.teacher, self._logits_of_views = config, teacher, logits_of_views
+    def __init__(self, config: Config, teacher: FrozenTeacher, decoder_stages: bool) -> None:
+        self.config, self.teacher = config, teacher
         self._tap = StageTap(teacher.network, decoder=True) if decoder_stages else None
 
-    def read(self, step: Step, seen: torch.Tensor, features: bool, generator: torch.Generator) -> list[torch.Tensor]:
-        """Give ``step`` the teacher's logits, and the features if they are read; call under no_grad.
+    def __call__(self, step: DistillationStep, generator: torch.Generator) -> list[torch.Tensor]:
+        """Give ``step`` the teacher's logits, and the features if its plan reads them; call under no_grad.
 
         Args:
-            seen: `(B, C, *S)`, the anchors first.
             generator: for the copies that KD's mean is over.
 
         Returns:
-            All that the teacher said.
+            All tensors that the step was given.
         """
-        axes, drawn = self._draw(step.batch, len(seen) // step.batch, step.iteration)
-        mirrored = mirror_rows(seen, axes, drawn)
-        logits, stages = self._forward(mirrored, step.batch, features)
-        step.teacher_logits = mirror_rows(logits, axes, drawn)
-        said = [step.teacher_logits]
-        if features:
-            step.teacher_features = [mirror_rows(stage, axes, drawn) for stage in stages]
-            said += step.teacher_features
+        data = step.data if step.plan.teacher_views else step.data[: step.batch]
+        data = data[:, : self.config.teacher.stages.input_channels]  # a teacher of 3d_fullres reads a cascade's images alone
+        axes, flipped = self._draw_flips(step.batch, len(data) // step.batch, step.iteration)
+        logits, stages = self._forward(mirror_rows(data, axes, flipped), step)
+        step.teacher_logits = mirror_rows(logits, axes, flipped)
+        outputs = [step.teacher_logits]
+        if stages is not None:
+            step.teacher_features = [mirror_rows(stage, axes, flipped) for stage in stages]
+            outputs += step.teacher_features
         kd = self.config.terms.kd
         if kd is not None and kd.mirrorings:
-            rows = step.batch if kd.target == "anchor" else len(seen)
+            rows = step.batch if kd.target == "anchor" else len(data)
             copies = draw_mirrorings(self.teacher.mirrorings, kd.mirrorings, generator)
-            step.mirrored_logits = mirrored_logits(self.teacher, seen[:rows], step.teacher_logits[:rows], copies)
-            said.append(step.mirrored_logits)
-        return said
+            step.mirrored_logits = mirrored_logits(self.teacher, data[:rows], step.teacher_logits[:rows], copies)
+            outputs.append(step.mirrored_logits)
+        return outputs
 
-    def _draw(self, batch: int, times: int, iteration: int) -> tuple[Sequence[int], torch.Tensor]:
+    def _draw_flips(self, batch: int, times: int, iteration: int) -> tuple[Sequence[int], torch.Tensor]:
         axes = self.teacher.mirror_axes if self.config.mirrored_teacher else ()
         # random numbers of the step's own: the views stay the controls', and a continued training needs no further state
         seed = ranks.own_seed(self.config.seed) + 15_485_863 * iteration
@@ -63,12 +62,13 @@ class TeacherReader:
         # batch by batch: what is drawn for the anchors does not depend on whether the views are read too
         return axes, torch.cat([draw_rows(axes, batch, generator) for _ in range(times)], dim=1)
 
-    def _forward(self, seen: torch.Tensor, batch: int, features: bool) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+    def _forward(self, data: torch.Tensor, step: DistillationStep) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         network = self.teacher.network
-        if not features:
-            return self.teacher(seen), None
+        if not step.plan.features:
+            return self.teacher(data), None
         if self._tap is not None:
             self._tap.enabled = True
-            return self.teacher(seen), self._tap.take()
-        stages = encode(network, seen)
-        return decode(network, stages if self._logits_of_views else [stage[:batch] for stage in stages]), stages
+            return self.teacher(data), self._tap.take()
+        stages = encode(network, data)
+        decoded = stages if step.plan.teacher_logits_of_views else [stage[: step.batch] for stage in stages]
+        return decode(network, decoded), stages

@@ -1,42 +1,26 @@
-"""One small file per term: plain tensors in, a scalar out; no configuration, no hooks, no nnU-Net."""
+"""One small file per loss: plain tensors in, a scalar out; no configuration, no hooks, no nnU-Net.
+
+The classes that plans can name (:class:`Loss`) are found by the registry and are attributes of this package by their class's
+name; :data:`LOSSES` has them by the name in the plans.
+"""
+
+from typing import Any
 
 from nnunet_kd.losses.adjustment import adjusted_logits
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.channels import match_channels
 from nnunet_kd.losses.gkd.act import decoded_consistency, reconstruction, regularisation, view_consistency
-from nnunet_kd.losses.gkd.dcgd import class_prototypes, gather_with_gradient, inter_graph_loss, intra_graph_loss
+from nnunet_kd.losses.gkd.dcgd import class_prototypes, inter_graph_loss, intra_graph_loss
 from nnunet_kd.losses.gkd.dicd import cross_prediction_loss
-from nnunet_kd.losses.kd import KD, balanced_logits, class_frequencies, logit_kd
-from nnunet_kd.losses.literature.attention import AT
-from nnunet_kd.losses.literature.cirkd import CIRKD, CIRKDMemory
-from nnunet_kd.losses.literature.cwd import CWDFeatures, CWDLogits
-from nnunet_kd.losses.literature.dist import DIST
-from nnunet_kd.losses.literature.dml import DML
-from nnunet_kd.losses.literature.emkd import IMD, RAD
-from nnunet_kd.losses.literature.fitnets import FitNets
-from nnunet_kd.losses.literature.fsp import FSP
-from nnunet_kd.losses.literature.ifvd import IFVD
-from nnunet_kd.losses.literature.skd import SKDPairwise, SKDPairwise2x2, SKDPixelwise
+from nnunet_kd.losses.kd import balanced_logits, class_frequencies, logit_kd
 from nnunet_kd.losses.precision import full_precision
 from nnunet_kd.losses.registry import LOSSES
 
+_CLASSES = {loss.__name__: loss for loss in LOSSES.values()}
+
 __all__ = [
-    "AT",
-    "CIRKD",
-    "CIRKDMemory",
-    "CWDFeatures",
-    "CWDLogits",
-    "DIST",
-    "DML",
-    "FSP",
-    "FitNets",
-    "IFVD",
-    "IMD",
-    "KD",
     "LOSSES",
-    "RAD",
-    "SKDPairwise",
-    "SKDPairwise2x2",
-    "SKDPixelwise",
+    "Loss",
     "adjusted_logits",
     "balanced_logits",
     "class_frequencies",
@@ -44,7 +28,6 @@ __all__ = [
     "cross_prediction_loss",
     "decoded_consistency",
     "full_precision",
-    "gather_with_gradient",
     "inter_graph_loss",
     "intra_graph_loss",
     "logit_kd",
@@ -52,4 +35,11 @@ __all__ = [
     "reconstruction",
     "regularisation",
     "view_consistency",
+    *_CLASSES,
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _CLASSES:
+        return _CLASSES[name]
+    raise AttributeError(f"module {__name__} has no attribute {name}")

@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.channels import check_logits
 from nnunet_kd.losses.precision import full_precision
 
@@ -52,7 +53,7 @@ def logit_kd(
     return _MeanDivergence.apply(student, teacher.detach(), temperature, regions, mask)
 
 
-class KD(nn.Module):
+class KD(Loss):
     """:func:`logit_kd` as a module: softened logits against softened logits, pixel by pixel.
 
     Source: Hinton et al., 2015; at temperature 1 and weight 1 the baseline of CIRKD (Yang et al., CVPR 2022), at temperature
@@ -66,9 +67,9 @@ class KD(nn.Module):
         ValueError: a temperature of 0 or less.
     """
 
+    name = "kd"
     reads = "logits"
     weight = 1.0
-    needs_target = False
 
     def __init__(self, *, temperature: float = 1.0, regions: bool = False) -> None:
         super().__init__()

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from nnunet_kd.distillation.distiller import Distiller
-from nnunet_kd.distillation.step import Step, repeat_rows
+from nnunet_kd.distillation.forward_plan import plan_forwards
+from nnunet_kd.distillation.step import DistillationStep, Task, repeat_rows
 from nnunet_kd.networks.stages import StageTable, StageTap, stage_table, unwrap
 from nnunet_kd.nnunet_io.labels import Annotations
 from nnunet_kd.nnunet_io.model_folder import resolve_folder
@@ -41,7 +42,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         self.distiller: Distiller | None = None
         self.teacher = None
         self._tap: StageTap | None = None
-        self._step: Step | None = None
+        self._step: DistillationStep | None = None
         self._values: dict[str, float] = {}
         self._iteration = 0
 
@@ -63,21 +64,18 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
     def _build_distiller(self) -> None:
         tables, settings = None, self.kd.teacher
         self.annotations = Annotations(self.label_manager)
-        if self.kd.need_alignment or not all(s.on_logits for s in self.kd.loss_settings):
+        if any(plan.features for plan in plan_forwards(self.kd).values()):
             stages = settings.stages
             teacher = StageTable.from_lists(stages.family, stages.channels, stages.strides)
             tables = {"teacher": teacher, "student": stage_table(self.network)}
-        self.distiller = Distiller(
-            self.kd,
-            unwrap(self.network),
-            tables,
-            self.configuration_manager.patch_size,
-            self.label_manager.num_segmentation_heads,
-            self.label_manager.has_regions,
-            self.annotations.num_classes,
-            self.configuration_manager.use_mask_for_norm,
-            self.device,
+        task = Task(
+            patch_size=self.configuration_manager.patch_size,
+            outputs=self.label_manager.num_segmentation_heads,
+            classes=self.annotations.num_classes,
+            regions=self.label_manager.has_regions,
+            keep_zero=self.configuration_manager.use_mask_for_norm,
         )
+        self.distiller = Distiller(self.kd, unwrap(self.network), tables, task, self.device)
         if self.is_ddp:
             self.distiller.distribute([self.local_rank] if self.device.type == "cuda" else None)
         if self.distiller.needs_features:
@@ -154,24 +152,22 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         progress = (self.current_epoch + self._iteration / self.num_iterations_per_epoch) / self.num_epochs
         iteration = self.current_epoch * self.num_iterations_per_epoch + self._iteration
         self._iteration += 1
-        read, distiller = self.annotations, self.distiller
-        onehot = read.onehot(finest) if distiller.needs_onehot else None
-        labels = read.classes(finest) if distiller.pair_losses is not None else None
+        annotations, distiller = self.annotations, self.distiller
+        onehot = annotations.onehot(finest) if distiller.needs_onehot else None
+        labels = annotations.classes(finest) if distiller.needs_labels else None
         with self._autocast:
-            step = distiller.prepare(data, onehot, read.mask(finest), progress, labels, iteration)
-        all_views = self.kd.views is not None and self.kd.views.student_loss == "all"
-        times = step.views + 1 if all_views else 1
-        sees_views = all_views or self.kd.terms.kd is not None or labels is not None or distiller.needs_features_in(step.phase)
-        seen = {
+            step = distiller.prepare(data, onehot, annotations.mask(finest), progress, labels, iteration)
+        times = step.views + 1 if step.plan.annotated_views else 1
+        student_batch = {
             **batch,
-            "data": step.data if sees_views else data,
+            "data": step.data if step.plan.student_views else data,
             "target": _each(lambda t: repeat_rows(t, times), target),
         }
         self._step, self._values = step, dict.fromkeys(self._log_keys, float("nan"))
-        if self._tap is not None:
+        if step.plan.features:
             self._tap.enabled = True
         try:
-            result = super()._train_step(seen)
+            result = super()._train_step(student_batch)
             try:
                 self._values.update(self.distiller.align(step))
             except SkipStep as skip:  # the student's own step stands
@@ -188,15 +184,15 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         total = plain(_each(lambda o: o[:rows], output), target)
         self._values["seg_loss"] = float(total.detach())
         step.student_logits = _as_list(output)[0]
-        if self._tap is not None:
+        if step.plan.features:
             step.student_features = self._tap.take()
-        read = {}
+        weighted = {}
         for name, (weight, value) in self.distiller.terms(step).items():
             self._values[name] = float(value.detach())
             if weight > 0:
                 total = total + weight * value
-                read[name] = self._values[name]
-        require_finite(read, self.device)
+                weighted[name] = self._values[name]
+        require_finite(weighted, self.device)
         return total
 
     def on_train_epoch_end(self, train_outputs: list[dict]):

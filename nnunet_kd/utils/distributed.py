@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 
 def rank() -> int:
@@ -37,5 +38,46 @@ def of_all_ranks(value: Any) -> list:
     return values
 
 
+def gather_with_gradient(vectors: torch.Tensor) -> torch.Tensor:
+    """The vectors of all ranks, concatenated along the sample axis, in rank order.
+
+    Every rank then computes the loss of the whole batch. The gradients of all ranks' losses are summed for the local
+    vectors, so that after DDP's averaging the parameters get the gradient of one process with the whole batch.
+    Ranks may hold different numbers of samples (nnU-Net splits a batch unevenly). Without an initialised process group
+    this is the identity.
+
+    Args:
+        vectors: `(K+1, B_rank, d)`.
+
+    Returns:
+        `(K+1, sum of B_rank, d)`.
+    """
+    if world_size() == 1:
+        return vectors
+    return _Gather.apply(vectors)
+
+
 def _running() -> bool:
     return dist.is_available() and dist.is_initialized()
+
+
+class _Gather(torch.autograd.Function):
+    # torch.distributed.nn's all_gather asks for equal shapes on all ranks
+    @staticmethod
+    def forward(ctx, local: torch.Tensor) -> torch.Tensor:
+        rank, world = dist.get_rank(), dist.get_world_size()
+        count = torch.tensor([local.shape[1]], device=local.device)
+        counts = [torch.zeros_like(count) for _ in range(world)]
+        dist.all_gather(counts, count)
+        counts = [int(c) for c in counts]
+        padded = F.pad(local, (0, 0, 0, max(counts) - local.shape[1])).contiguous()
+        parts = [torch.empty_like(padded) for _ in range(world)]
+        dist.all_gather(parts, padded)
+        ctx.start, ctx.count = sum(counts[:rank]), counts[rank]
+        return torch.cat([part[:, :c] for part, c in zip(parts, counts, strict=True)], 1)
+
+    @staticmethod
+    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+        gradient = gradient.contiguous().clone()
+        dist.all_reduce(gradient)
+        return gradient[:, ctx.start : ctx.start + ctx.count]

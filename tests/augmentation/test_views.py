@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from nnunet_kd.augmentation import views
-from nnunet_kd.augmentation.views import PRESETS, Views, list_presets
+from nnunet_kd.augmentation import photometric, views
+from nnunet_kd.augmentation.views import VIEW_PRESETS, Views, list_presets
 
 SHAPES = [(4, 1, 40, 32), (3, 2, 12, 20, 16), (1, 3, 33, 21)]
 # with a single sample the Fourier view is the identity
@@ -87,13 +87,13 @@ def test_outside_the_field_of_view_stays_zero(preset):
 
 def test_statistics_leave_out_what_lies_outside():
     """More black border must not change what pointwise steps do to the inside (blurs do reach over the edge)."""
-    pointwise = (views.gamma, views.contrast, views.brightness)
-    steps = [step for preset in PRESETS.values() for step in preset if step.function in pointwise]
+    pointwise = (photometric.gamma, photometric.contrast, photometric.brightness)
+    steps = [step for preset in VIEW_PRESETS.values() for step in preset if step.function in pointwise]
     inside = images((2, 1, 24, 24)) + 4
     wide = torch.zeros(2, 1, 24, 60)
     wide[..., :24] = inside
     for step in steps:
-        u, v = (views._standardise(x, x != 0) for x in (inside, wide))
+        u, v = (photometric.standardise(x, x != 0) for x in (inside, wide))
         a = step.function(u, inside != 0, generator(5), **step.options)
         b = step.function(v, wide != 0, generator(5), **step.options)
         assert torch.allclose(a, b[..., :24], atol=1e-4)
@@ -106,7 +106,7 @@ def test_operations_are_told_what_is_valid(monkeypatch):
         seen.append((u, valid))
         return u
 
-    monkeypatch.setitem(PRESETS, "spy", (views.Step(spy, 1.0),))
+    monkeypatch.setitem(VIEW_PRESETS, "spy", (views.ViewStep(spy, 1.0),))
     x = images((2, 2, 16, 16))
     x[:, :, :4] = 0
     Views("spy", keep_zero=[True, False])(x, generator())
@@ -115,7 +115,7 @@ def test_operations_are_told_what_is_valid(monkeypatch):
     assert u[:, 0, 4:].mean((1, 2)).abs().max() < 1e-5
     # whatever a random network puts outside does not change what is mixed inside
     y = torch.where(valid, u.flip(0), 100.0)
-    a, b = (views._mix(u, outside, valid, generator(1)) for outside in (y, torch.where(valid, y, 0.0)))
+    a, b = (photometric._mix(u, outside, valid, generator(1)) for outside in (y, torch.where(valid, y, 0.0)))
     assert torch.allclose(a[valid], b[valid], atol=1e-5)
 
 
@@ -156,22 +156,22 @@ def correlation(a, b):
 
 def test_gamma_keeps_the_order_of_intensities():
     u = images((1, 1, 32, 32))
-    v = views.gamma(u, None, generator(), low=2.0, high=2.0)
+    v = photometric.gamma(u, None, generator(), low=2.0, high=2.0)
     scaled = (u - u.min()) / (u.max() - u.min())
     assert torch.allclose(v, scaled**2, atol=1e-6)
 
 
 def test_contrast_and_brightness_by_hand():
     u = images((2, 2, 16, 16))
-    assert torch.allclose(views.contrast(u, None, generator(), low=1.5, high=1.5), 1.5 * u, atol=1e-5)
-    shift = views.brightness(u, None, generator(), high=0.4) - u
+    assert torch.allclose(photometric.contrast(u, None, generator(), low=1.5, high=1.5), 1.5 * u, atol=1e-5)
+    shift = photometric.brightness(u, None, generator(), high=0.4) - u
     assert shift.amax((2, 3)).sub(shift.amin((2, 3))).max() < 1e-5
     assert 0 < shift.abs().max() <= 0.4
 
 
 def test_bias_field_is_smooth_and_multiplicative():
     u = images((1, 1, 64, 64))
-    field = views.bias_field(u, None, generator(1), high=0.4) / (u - u.min()).clamp_min(1e-3)
+    field = photometric.bias_field(u, None, generator(1), high=0.4) / (u - u.min()).clamp_min(1e-3)
     field = torch.where(u - u.min() > 0.1, field, torch.nan)
     steps = field.diff(dim=-1).nan_to_num()
     assert field.nan_to_num(1).std() > 0.02
@@ -183,7 +183,7 @@ def test_blur_is_the_gaussian_filter(shape):
     from scipy.ndimage import gaussian_filter1d
 
     u, sigma = images(shape), torch.tensor([0.8, 1.4]).view(2, *[1] * (len(shape) - 1))
-    got = views._smooth(u, sigma)
+    got = photometric._smooth(u, sigma)
     for sample, s in enumerate((0.8, 1.4)):
         expected = u[sample, 0].double().numpy()
         for axis in range(expected.ndim):
@@ -193,39 +193,43 @@ def test_blur_is_the_gaussian_filter(shape):
         tolerance = 1e-5 if min(shape[2:]) > 18 else 3e-2
         assert abs(got[sample, 0].numpy()[inner] - expected[inner]).max() < tolerance
     ones = torch.ones(shape)
-    assert torch.allclose(views._smooth(ones, sigma), ones, atol=1e-6)
+    assert torch.allclose(photometric._smooth(ones, sigma), ones, atol=1e-6)
 
 
 def test_sharpen_is_the_opposite_of_blur():
     u = images((1, 1, 48, 48))
     edges = [
         x.diff(dim=-1).square().mean().item()
-        for x in (views.blur(u, None, generator(), low=1.0, high=1.0), u, views.sharpen(u, None, generator(), high=2.0))
+        for x in (
+            photometric.blur(u, None, generator(), low=1.0, high=1.0),
+            u,
+            photometric.sharpen(u, None, generator(), high=2.0),
+        )
     ]
     assert edges[0] < edges[1] < edges[2]
 
 
 def test_low_resolution_keeps_place_and_loses_detail():
     u = images((1, 1, 48, 48))
-    v = views.low_resolution(u, None, generator(), low=0.5, high=0.5)
+    v = photometric.low_resolution(u, None, generator(), low=0.5, high=0.5)
     assert correlation(u, v) > 0.9
     assert v.diff(dim=-1).square().mean() < u.diff(dim=-1).square().mean()
-    assert torch.allclose(views.low_resolution(u, None, generator(), low=1, high=1), u, atol=1e-6)
+    assert torch.allclose(photometric.low_resolution(u, None, generator(), low=1, high=1), u, atol=1e-6)
 
 
 def test_noise_has_the_drawn_strength():
     u = images((64, 1, 32, 32))
-    strength = (views.noise(u, None, generator(), high=0.3) - u).std((1, 2, 3))
+    strength = (photometric.noise(u, None, generator(), high=0.3) - u).std((1, 2, 3))
     assert strength.max() < 0.33 and strength.min() < 0.05
     assert strength.mean().item() == pytest.approx(0.15, abs=0.03)
 
 
 def test_invert():
     u = images((2, 1, 8, 8))
-    assert torch.equal(views.invert(u, None, generator()), -u)
+    assert torch.equal(photometric.invert(u, None, generator()), -u)
 
 
-@pytest.mark.parametrize("op", [views.gin, views.random_convolution])
+@pytest.mark.parametrize("op", [photometric.gin, photometric.random_convolution])
 def test_random_networks_work_on_each_sample_alone(op):
     """A sample does not leak into its neighbours."""
     u = images((3, 2, 24, 24))
@@ -239,24 +243,24 @@ def test_random_networks_work_on_each_sample_alone(op):
 
 def test_random_kernels_differ_between_samples_and_draw_no_frame():
     u = images((1, 2, 24, 24)).repeat(3, 1, 1, 1)
-    v = views._random_conv(u, 2, 3, generator(2))
+    v = photometric._random_conv(u, 2, 3, generator(2))
     assert v.shape == u.shape
     assert abs(correlation(v[0], v[1])) < 0.99 and abs(correlation(v[1], v[2])) < 0.99
-    flat = views._random_conv(torch.ones(2, 1, 6, 7, 8), 3, 3, generator(2))
+    flat = photometric._random_conv(torch.ones(2, 1, 6, 7, 8), 3, 3, generator(2))
     assert torch.allclose(flat, flat[..., :1, :1, :1].expand_as(flat), atol=1e-5)
 
 
 def test_gin_bends_intensities():
     """Not a linear map of the image: a linear fit of the output on the input leaves a residual."""
     u = images((8, 1, 32, 32))
-    v = views.gin(u, None, generator(3))
+    v = photometric.gin(u, None, generator(3))
     residual = [math.sqrt(1 - min(1, correlation(a, b) ** 2)) for a, b in zip(u, v, strict=True)]
     assert max(residual) > 0.1
 
 
 def test_fourier_keeps_the_phase_and_takes_the_partners_amplitude():
     u = images((2, 1, 32, 32))
-    v = views.fourier(u, None, generator(4), low=0.3, high=0.3)
+    v = photometric.fourier(u, None, generator(4), low=0.3, high=0.3)
     before, after = torch.fft.rfft2(u), torch.fft.rfft2(v)
     angle = (after / before).angle()[..., 1:12, 1:12]
     assert angle.abs().max() < 1e-2

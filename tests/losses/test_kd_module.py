@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from loss_checks import CHECKS, golden_logits, name, tensors, zero_at_equality
+from loss_checks import golden_logits, tensors
 
 from nnunet_kd.losses.kd import KD, logit_kd
 
@@ -18,13 +18,6 @@ GRIDS = [(3, 4), (2, 3, 2)]
 def test_golden_kd(temperature, classes, expected):
     student, teacher = (z[:, :classes] for z in golden_logits())
     assert KD(temperature=temperature)(student, teacher).item() == pytest.approx(expected, abs=1e-9)
-
-
-@pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("check", [*CHECKS, zero_at_equality], ids=name)
-def test_contract(check, grid, regions):
-    check(KD(temperature=2.0, regions=regions), *tensors(grid, 3, 3))
 
 
 def test_declares_what_it_reads():

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from nnunet_kd.losses import reconstruction
-from nnunet_kd.networks.msan import KINDS, SemanticAutoencoder, SpatialMSAN, VectorMSAN, build_msan
+from nnunet_kd.networks.msan import KINDS, SpatialMSAN, VectorMSAN, build_msan
+from nnunet_kd.networks.semantic_autoencoder import SemanticAutoencoder
 
 SPATIAL = [(8, 6), (4, 4), (5, 7, 4), (1, 8, 8)]
 

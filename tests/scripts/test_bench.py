@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunet_kd.augmentation.views import PRESETS as VIEWS
+from nnunet_kd.augmentation.views import VIEW_PRESETS
 from nnunet_kd.config.presets import PRESETS
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -175,9 +175,9 @@ def test_views_every_preset_and_operation_in_two_and_three_dimensions(bench):
     assert list(found) == shapes
     for rows in found.values():
         operations = {"gamma alone", "bias_field alone", "blur alone", "low_resolution alone", "noise alone", "sharpen alone"}
-        assert {"nothing", *VIEWS, *operations} <= rows.keys() and "gin alone" not in rows
+        assert {"nothing", *VIEW_PRESETS, *operations} <= rows.keys() and "gin alone" not in rows
         assert 0 < rows["nothing"] < rows["strong"]
-    assert "strong" in VIEWS and "nothing" not in VIEWS
+    assert "strong" in VIEW_PRESETS and "nothing" not in VIEW_PRESETS
 
 
 def test_views_explains_a_wrong_shape(bench):

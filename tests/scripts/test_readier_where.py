@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import load_script
 
-from nnunet_kd.augmentation.views import PRESETS, Views
+from nnunet_kd.augmentation.views import VIEW_PRESETS, Views
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def test_the_offset_is_what_the_reference_needs(script):
 
 
 def test_every_operation_is_applied_alone_to_every_patch(script):
-    patches, before = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)), dict(PRESETS)
+    patches, before = torch.randn(4, 1, 16, 16, generator=torch.Generator().manual_seed(0)), dict(VIEW_PRESETS)
     sets = script.view_sets(patches, "light", [False], seed=3)
-    assert list(sets) == ["light", "gamma", "contrast", "brightness", "noise"] and before == PRESETS
+    assert list(sets) == ["light", "gamma", "contrast", "brightness", "noise"] and before == VIEW_PRESETS
     assert torch.equal(sets["light"], Views("light")(patches, torch.Generator().manual_seed(3)))
     shifted = (sets["brightness"] - patches).flatten(1)
     assert (shifted.std(1) < 1e-5).all() and (shifted.mean(1).abs() > 0).all()

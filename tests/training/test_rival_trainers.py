@@ -104,8 +104,8 @@ def _rank(rank: int, folder: str) -> None:
     wrapped = torch.nn.parallel.DistributedDataParallel(losses)
     features = [torch.full((1, 4, 4, 4), float(rank + 1)), torch.zeros(1, 8, 2, 2)]
     logits, labels = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
-    found = wrapped(features, [f + 1 for f in features], logits, logits, labels, 1)
-    found["fitnets@encoder0"][1].backward()
+    values = wrapped(features, [f + 1 for f in features], logits, logits, labels, 1)
+    values["fitnets@encoder0"].backward()
     torch.save([p.grad for p in losses.parameters()], f"{folder}/{rank}.pt")
     dist.barrier()
     # torch's reducer can wait for ever for gloo's thread when Python takes it down after the process group

@@ -33,7 +33,7 @@ from nnunet_kd.datasets.nnunet_format import read_fold
 from nnunet_kd.distillation.alignment import Alignment, AlignmentTrainer
 from nnunet_kd.evaluation.fsd.vectors import AlignedRun, onehot_maps, stage_features
 from nnunet_kd.evaluation.predict import load_first_stage, make_our_trainers_known
-from nnunet_kd.networks.msan import SemanticAutoencoder
+from nnunet_kd.networks.semantic_autoencoder import SemanticAutoencoder
 from nnunet_kd.networks.stages import StagePair, pair_stages, stage_table
 from nnunet_kd.nnunet_io.cascade import check_predictions, first_stage_of, predictions_of
 from nnunet_kd.nnunet_io.checkpoints import save_atomically

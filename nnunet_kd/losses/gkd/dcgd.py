@@ -9,12 +9,13 @@ the other samples too. Over the own views alone ACT makes all edges equal, and a
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import ClassVar
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.precision import full_precision
 
 Gather = Callable[[Tensor], Tensor]
@@ -40,7 +41,7 @@ def intra_graph_loss(
         tau: temperature of the rows' softmax.
         form: "softmax" for ``KL(teacher row || student row)``, mean over rows; "squared" for the mean squared
             difference of the cosines. Rows of one edge (K = B = 1) take the squared form: their softmax is constant.
-        gather: applied to both before the graph is built, e.g. :func:`gather_with_gradient`.
+        gather: applied to both before the graph is built, such as one that collects the vectors of all ranks.
         centred: subtract each model's mean vector first. Vectors that share a large mean have nearly equal cosines. Below
             three nodes per view nothing is subtracted: all that were left is one direction, or noise.
 
@@ -97,45 +98,37 @@ def class_prototypes(maps: Tensor, onehot: Tensor) -> Tensor:
     return nodes[:, present]
 
 
-def gather_with_gradient(vectors: Tensor) -> Tensor:
-    """The vectors of all ranks, concatenated along the sample axis, in rank order.
+class _Graph(Loss):
+    """One of the two graphs by its name in the plans; the settings are those of :func:`intra_graph_loss`."""
 
-    Every rank then computes the loss of the whole batch. The gradients of all ranks' losses are summed for the local
-    vectors, so that after DDP's averaging the parameters get the gradient of one process with the whole batch.
-    Ranks may hold different numbers of samples (nnU-Net splits a batch unevenly). Without an initialised process group
-    this is the identity.
+    reads = "vectors"
+    compare: ClassVar[Callable[..., Tensor]]
 
-    Args:
-        vectors: `(K+1, B_rank, d)`.
+    def __init__(self, *, tau: float = 0.1, form: str = "softmax", centred: bool = False, gather: Gather | None = None) -> None:
+        super().__init__()
+        if not tau > 0:
+            raise ValueError(f"tau must be above 0, not {tau}")
+        if form not in FORMS:
+            raise ValueError(f'unknown form "{form}", use one of {", ".join(FORMS)}')
+        self.tau, self.form, self.centred, self.gather = tau, form, centred, gather
 
-    Returns:
-        `(K+1, sum of B_rank, d)`.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return vectors
-    return _Gather.apply(vectors)
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+        """Vectors `(K+1, B, d)` and `(K+1, B, d')` -> scalar; ``target`` is not used."""
+        return type(self).compare(student, teacher, self.tau, self.form, self.gather, self.centred)
 
 
-class _Gather(torch.autograd.Function):
-    # torch.distributed.nn's all_gather asks for equal shapes on all ranks
-    @staticmethod
-    def forward(ctx, local: Tensor) -> Tensor:
-        rank, world = dist.get_rank(), dist.get_world_size()
-        count = torch.tensor([local.shape[1]], device=local.device)
-        counts = [torch.zeros_like(count) for _ in range(world)]
-        dist.all_gather(counts, count)
-        counts = [int(c) for c in counts]
-        padded = F.pad(local, (0, 0, 0, max(counts) - local.shape[1])).contiguous()
-        parts = [torch.empty_like(padded) for _ in range(world)]
-        dist.all_gather(parts, padded)
-        ctx.start, ctx.count = sum(counts[:rank]), counts[rank]
-        return torch.cat([part[:, :c] for part, c in zip(parts, counts, strict=True)], 1)
+class IntraGraph(_Graph):
+    """:func:`intra_graph_loss`, the star around every anchor."""
 
-    @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        gradient = gradient.contiguous().clone()
-        dist.all_reduce(gradient)
-        return gradient[:, ctx.start : ctx.start + ctx.count]
+    name = "intra"
+    compare = staticmethod(intra_graph_loss)
+
+
+class InterGraph(_Graph):
+    """:func:`inter_graph_loss`, the complete graph."""
+
+    name = "inter"
+    compare = staticmethod(inter_graph_loss)
 
 
 def _prepare(student: Tensor, teacher: Tensor, form: str, gather: Gather | None, centred: bool) -> tuple[Tensor, Tensor]:

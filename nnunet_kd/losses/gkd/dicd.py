@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.kd import logit_kd
 
 
@@ -21,3 +22,18 @@ def cross_prediction_loss(
         regions, mask: as in :func:`nnunet_kd.losses.kd.logit_kd`.
     """
     return logit_kd(cross_logits, teacher_logits, temperature=1.0, regions=regions, mask=mask)
+
+
+class CrossPrediction(Loss):
+    """:func:`cross_prediction_loss` by its name in the plans, for one of DICD's two directions."""
+
+    name = "cross"
+    reads = "vectors"
+
+    def __init__(self, *, regions: bool = False) -> None:
+        super().__init__()
+        self.regions = regions
+
+    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Crossed logits and the teacher's, `(B, C, *S)` -> scalar; ``mask`` `(B, 1, *S)` is True where pixels count."""
+        return cross_prediction_loss(student, teacher, self.regions, mask)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.channels import check_features
 from nnunet_kd.losses.precision import full_precision
 
@@ -22,7 +23,7 @@ def attention_map(features: Tensor, p: int = 2) -> Tensor:
     return F.normalize(flat, dim=1, eps=_SMALLEST)
 
 
-class AT(nn.Module):
+class AT(Loss):
     r"""Squared difference of the attention maps, mean over samples and pixels.
 
     .. math:: L = \mathrm{mean}_i (a^s_i - a^t_i)^2, \quad a_i = \frac{\sum_k |f_{ik}|^p}{\sqrt{\sum_j (\sum_k |f_{jk}|^p)^2}}
@@ -40,9 +41,9 @@ class AT(nn.Module):
         ValueError: another ``p``.
     """
 
+    name = "at"
     reads = "features"
     weight = 10000.0
-    needs_target = False
 
     def __init__(self, *, p: int = 2) -> None:
         super().__init__()

@@ -7,9 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.channels import check_features, match_channels
 from nnunet_kd.losses.labels import class_directions, class_masks, inverse_length
 from nnunet_kd.losses.precision import full_precision
@@ -22,7 +23,7 @@ _AT_ONCE = {"cpu": 2**19}
 _AT_ONCE_ELSEWHERE = 2**25
 
 
-class CIRKD(nn.Module):
+class CIRKD(Loss):
     r"""Cross-image relations within the batch, pixel to pixel.
 
     .. math:: L = \frac{1}{N^2 P} \sum_{n,m} \sum_{i} \mathrm{KL}(R^t_{nmi} \| R^s_{nmi}), \quad
@@ -41,9 +42,9 @@ class CIRKD(nn.Module):
         max_nodes: P after pooling, at most.
     """
 
+    name = "cirkd"
     reads = "features"
     weight = 1.0
-    needs_target = False
 
     def __init__(self, *, temperature: float = 0.1, max_nodes: int = 2048) -> None:
         super().__init__()
@@ -62,7 +63,7 @@ class CIRKD(nn.Module):
         return _WithinBatch.apply(s / self.temperature**0.5, t / self.temperature**0.5)
 
 
-class CIRKDMemory(nn.Module):
+class CIRKDMemory(Loss):
     r"""Cross-image relations to a memory of the teacher's pixels and regions of earlier batches.
 
     .. math:: L = L_{pixel} + L_{region}, \quad L_q = \mathrm{mean}_i \mathrm{KL}(R^t_{qi} \| R^s_{qi}), \quad
@@ -95,6 +96,7 @@ class CIRKDMemory(nn.Module):
         max_anchors: annotated pixels of the batch that are compared; drawn at random if there are more.
     """
 
+    name = "cirkd-memory"
     reads = "features"
     weight = 0.1
     needs_target = True
@@ -169,8 +171,8 @@ class CIRKDMemory(nn.Module):
         score, pixels = (noise * masks).topk(min(self.pixels_per_class, masks.shape[2]), dim=2)
         sample = torch.arange(len(masks), device=masks.device).unsqueeze(1).expand_as(score[:, 0])
         for c in range(self.classes):
-            found = score[:, c] > 0
-            self._append("pixel", c, teacher[sample[found], pixels[:, c][found]])
+            drawn = score[:, c] > 0
+            self._append("pixel", c, teacher[sample[drawn], pixels[:, c][drawn]])
             self._append("region", c, regions[:, c][present[:, c]])
 
     def _append(self, name: str, c: int, vectors: Tensor) -> None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.channels import check_features, check_logits, match_channels
 from nnunet_kd.losses.kd import logit_kd
 from nnunet_kd.losses.precision import full_precision
 
 
-class CWDLogits(nn.Module):
+class CWDLogits(Loss):
     r"""Channel-wise distillation of the logits.
 
     .. math:: L = \frac{T^2}{N C} \sum_{n,c} \mathrm{KL}(\phi^t_{nc} \| \phi^s_{nc}), \quad
@@ -25,9 +26,9 @@ class CWDLogits(nn.Module):
         temperature: T > 0.
     """
 
+    name = "cwd-logits"
     reads = "logits"
     weight = 3.0
-    needs_target = False
 
     def __init__(self, *, temperature: float = 4.0) -> None:
         super().__init__()
@@ -45,7 +46,7 @@ class CWDLogits(nn.Module):
         return _channel_kl(student, teacher, self.temperature)
 
 
-class CWDFeatures(nn.Module):
+class CWDFeatures(Loss):
     """Channel-wise distillation of features: as :class:`CWDLogits`, weight 50 there.
 
     Where the channels differ, the student's pass through a learned 1x1 convolution without bias.
@@ -55,9 +56,9 @@ class CWDFeatures(nn.Module):
         temperature: T > 0.
     """
 
+    name = "cwd-features"
     reads = "features"
     weight = 50.0
-    needs_target = False
 
     def __init__(self, *, student_channels: int, teacher_channels: int, dims: int, temperature: float = 4.0) -> None:
         super().__init__()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.channels import check_logits
 from nnunet_kd.losses.precision import full_precision
 
@@ -13,7 +14,7 @@ _EPS = 1e-8  # the published one, in the correlation's denominator
 _FLAT = 1e-6
 
 
-class DIST(nn.Module):
+class DIST(Loss):
     r"""Distillation from a stronger teacher: the order of the predictions instead of their values.
 
     .. math:: L = T^2 \left[ \beta (1 - \mathrm{mean}_i\, r(p^s_{i\cdot}, p^t_{i\cdot}))
@@ -38,9 +39,9 @@ class DIST(nn.Module):
             region, which makes its correlation the cosine of the regions' q - 1/2.
     """
 
+    name = "dist"
     reads = "logits"
     weight = 1.0
-    needs_target = False
 
     def __init__(self, *, beta: float = 1.0, gamma: float = 1.0, temperature: float = 1.0, regions: bool = False) -> None:
         super().__init__()

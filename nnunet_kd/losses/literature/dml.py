@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.channels import check_logits
 from nnunet_kd.losses.labels import resize_labels
 from nnunet_kd.losses.precision import full_precision
@@ -11,7 +12,7 @@ from nnunet_kd.losses.precision import full_precision
 _SMOOTH = 1.0  # pixels in the denominator: a class of which neither network sees as much as a pixel hardly counts
 
 
-class DML(nn.Module):
+class DML(Loss):
     r"""Dice semimetric loss: one minus a soft Dice that is 1 where student and teacher agree, and only there.
 
     .. math:: L = \mathrm{mean}_{nc} \frac{\sum_i |p^s_{nci} - p^t_{nci}|}{\sum_i (p^s_{nci} + p^t_{nci})}, \quad
@@ -31,9 +32,9 @@ class DML(nn.Module):
         regions: the channels are overlapping regions with a sigmoid each; all of them count.
     """
 
+    name = "dml"
     reads = "logits"
     weight = 1.0
-    needs_target = False
 
     def __init__(self, *, regions: bool = False) -> None:
         super().__init__()

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.channels import check_features
 from nnunet_kd.losses.labels import class_directions, class_masks
 from nnunet_kd.losses.literature.attention import attention_map
 from nnunet_kd.losses.precision import full_precision
 
 
-class IMD(nn.Module):
+class IMD(Loss):
     r"""Importance map distillation: where a stage is active, whatever the channel.
 
     .. math:: L = \frac{1}{N} \sum_n \sum_i (a^s_{ni} - a^t_{ni})^2, \quad
@@ -28,9 +29,9 @@ class IMD(nn.Module):
         p: a whole number from 1 to 8.
     """
 
+    name = "imd"
     reads = "features"
     weight = 0.9
-    needs_target = False
 
     def __init__(self, *, p: int = 4) -> None:
         super().__init__()
@@ -50,7 +51,7 @@ class IMD(nn.Module):
         return difference.square().sum(1).mean()
 
 
-class RAD(nn.Module):
+class RAD(Loss):
     r"""Region affinity distillation: how alike the classes look.
 
     .. math:: L = \mathrm{mean}_{n,\,c<d} (A^s_{ncd} - A^t_{ncd})^2, \quad A_{ncd} = \cos(\mu_{nc}, \mu_{nd})
@@ -64,6 +65,7 @@ class RAD(nn.Module):
         classes: number of annotated classes, background included, at least 2.
     """
 
+    name = "rad"
     reads = "features"
     weight = 0.9
     needs_target = True

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.channels import check_features, pointwise
 from nnunet_kd.losses.precision import full_precision
 
 
-class FitNets(nn.Module):
+class FitNets(Loss):
     r"""Mean squared error of a learned linear reading W of the student's features.
 
     .. math:: L = \mathrm{mean} (W f^s - f^t)^2
@@ -29,9 +30,9 @@ class FitNets(nn.Module):
         ValueError: a number of channels below 1, dims other than 2 or 3.
     """
 
+    name = "fitnets"
     reads = "features"
     weight = 10.0
-    needs_target = False
 
     def __init__(self, *, student_channels: int, teacher_channels: int, dims: int) -> None:
         super().__init__()

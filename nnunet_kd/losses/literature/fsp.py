@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.channels import check_features, match_channels
 from nnunet_kd.losses.precision import full_precision
 
 Pair = Sequence[Tensor]
 
 
-class FSP(nn.Module):
+class FSP(Loss):
     r"""Squared difference of the flow matrices between two stages, mean over samples and entries.
 
     .. math:: L = \mathrm{mean} (G^s - G^t)^2, \quad G = \frac{1}{P} \sum_i f^1_i (f^2_i)^T
@@ -33,10 +34,9 @@ class FSP(nn.Module):
         ValueError: not two numbers each, or a number below 1.
     """
 
-    reads = "features"
+    name = "fsp"
+    reads = "pairs"
     weight = 50.0
-    needs_target = False
-    pairs = True  # compares two stages at once
 
     def __init__(self, *, student_channels: tuple[int, int], teacher_channels: tuple[int, int]) -> None:
         super().__init__()

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from torch import Tensor
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.channels import check_features
 from nnunet_kd.losses.labels import class_directions, class_masks, inverse_length
 from nnunet_kd.losses.precision import full_precision
 
 
-class IFVD(nn.Module):
+class IFVD(Loss):
     r"""Intra-class feature variation distillation.
 
     .. math:: L = \mathrm{mean}_i (M^s_i - M^t_i)^2, \quad M_i = \cos(f_i, \mu_{y_i})
@@ -24,6 +25,7 @@ class IFVD(nn.Module):
         classes: number of annotated classes, background included; labels are 0 ... classes - 1.
     """
 
+    name = "ifvd"
     reads = "features"
     weight = 200.0
     needs_target = True

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from nnunet_kd.losses.base import Loss
 from nnunet_kd.losses.channels import check_features, check_logits
 from nnunet_kd.losses.precision import full_precision
 
 
-class SKDPixelwise(nn.Module):
+class SKDPixelwise(Loss):
     r"""Cross entropy of the student's prediction under the teacher's, mean over samples and pixels.
 
     .. math:: L = -\mathrm{mean}_i \sum_c p^t_{ic} \log p^s_{ic}
@@ -25,9 +26,9 @@ class SKDPixelwise(nn.Module):
         regions: the channels are overlapping regions with a sigmoid each; their cross entropies are summed.
     """
 
+    name = "skd-pixelwise"
     reads = "logits"
     weight = 80.0
-    needs_target = False
 
     def __init__(self, *, regions: bool = False) -> None:
         super().__init__()
@@ -42,7 +43,7 @@ class SKDPixelwise(nn.Module):
         return F.cross_entropy(student, teacher.detach().softmax(1))
 
 
-class SKDPairwise(nn.Module):
+class SKDPairwise(Loss):
     r"""Squared difference of the cosines between all pairs of pooled pixels, mean over samples and pairs.
 
     .. math:: L = \frac{1}{N M^2} \sum_{nij} (A^t_{nij} - A^s_{nij})^2, \quad A_{ij} = \hat f_i^T \hat f_j, \quad
@@ -64,9 +65,9 @@ class SKDPairwise(nn.Module):
         ValueError: another ``scale``.
     """
 
+    name = "skd-pairwise"
     reads = "features"
     weight = 1.0
-    needs_target = False
 
     def __init__(self, *, scale: float = 0.5) -> None:
         super().__init__()
@@ -80,16 +81,16 @@ class SKDPairwise(nn.Module):
         return _pairwise(student, teacher, [max(1, int(self.scale * size)) for size in student.shape[2:]])
 
 
-class SKDPairwise2x2(nn.Module):
+class SKDPairwise2x2(Loss):
     """:class:`SKDPairwise` with a fixed kernel: two pixels per axis and node, so a fine grid instead of a coarse one.
 
     Source: Yang et al., "Cross-image relational knowledge distillation", CVPR 2022, whose "SKD" is this; weight 10, with the
     same mean. A 3-D kernel (2x2x2) is our extension.
     """
 
+    name = "skd-2x2"
     reads = "features"
     weight = 10.0
-    needs_target = False
 
     def __init__(self) -> None:  # nn.Module's own would take any option
         super().__init__()

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from nnunet_kd.losses import gather_with_gradient, inter_graph_loss, intra_graph_loss
+from nnunet_kd.losses import inter_graph_loss, intra_graph_loss
+from nnunet_kd.utils.distributed import gather_with_gradient
 
 LOSSES = [intra_graph_loss, inter_graph_loss]
 FORMS = ["softmax", "squared"]

@@ -23,12 +23,6 @@ def test_golden_cwd_features():
 
 
 @pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("check", [*CHECKS, zero_at_equality], ids=name)
-def test_contract_logits(check, grid):
-    check(CWDLogits(), *tensors(grid, 3, 3))
-
-
-@pytest.mark.parametrize("grid", GRIDS)
 @pytest.mark.parametrize("channels", [(3, 5), (2, 2)], ids=["adapter", "equal"])
 @pytest.mark.parametrize("check", CHECKS, ids=name)
 def test_contract_features(check, channels, grid):

@@ -2,19 +2,12 @@
 
 import pytest
 import torch
-from loss_checks import CHECKS, gradient, name, teacher_and_target_stay_out, tensors, zero_at_equality
+from loss_checks import gradient, tensors
 
 from nnunet_kd.losses.literature.dml import DML
 
 GRIDS = [(3, 4), (2, 3, 2)]
 LOSSES = pytest.mark.parametrize("loss", [DML(), DML(regions=True)], ids=["softmax", "regions"])
-
-
-@LOSSES
-@pytest.mark.parametrize("grid", GRIDS)
-@pytest.mark.parametrize("check", [c for c in CHECKS if c is not teacher_and_target_stay_out] + [zero_at_equality], ids=name)
-def test_contract(check, grid, loss):
-    check(loss, *tensors(grid, 3, 3))
 
 
 @LOSSES

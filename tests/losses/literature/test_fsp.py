@@ -45,7 +45,7 @@ def test_zero_at_equality(grid):
 
 
 def test_declares_what_it_reads():
-    assert (FSP.reads, FSP.weight, FSP.needs_target) == ("features", 50.0, False)
+    assert (FSP.reads, FSP.weight, FSP.needs_target) == ("pairs", 50.0, False)
     assert not list(FSP(student_channels=(3, 2), teacher_channels=(3, 2)).parameters())
 
 

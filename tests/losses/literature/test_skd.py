@@ -44,13 +44,6 @@ def test_golden_pairwise(loss, expected):
 
 
 @pytest.mark.parametrize("regions", [False, True])
-@pytest.mark.parametrize("grid", [(3, 4), (2, 3, 2)])
-@pytest.mark.parametrize("check", CHECKS, ids=name)
-def test_contract_pixelwise(check, grid, regions):
-    check(SKDPixelwise(regions=regions), *tensors(grid, 3, 3))
-
-
-@pytest.mark.parametrize("regions", [False, True])
 def test_pixelwise_is_kd_and_the_teachers_entropy(regions):
     student, teacher = tensors((3, 4), 3, 3)
     own, kd = SKDPixelwise(regions=regions), KD(regions=regions)
