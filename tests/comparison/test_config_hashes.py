@@ -1,4 +1,4 @@
-"""`nnunet-kd compare` finds a result by its config_hash: what a preset or a method of docs/results is called may change, not this.
+"""`nnunet-kd compare` finds a result by its config_hash: names of presets and methods may change, their hash may not.
 
 The golden hashes are those of commit 39a753f, on plans of a tiny data set that lie beside them. New methods are added by
 `python tests/comparison/test_config_hashes.py`, which changes none that is there.
@@ -67,13 +67,13 @@ def golden() -> dict:
     return json.loads(GOLDEN.read_text(encoding="utf-8"))
 
 
-def test_every_preset_name_keeps_its_hash(tmp_path):
+def test_every_preset_name_keeps_its_hash(nnunet_folders, tmp_path):
     expected = golden()["presets"]
     assert named(list(expected), tmp_path) == expected
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
-def test_every_method_of_the_published_tables_keeps_its_hash(file, tmp_path):
+def test_every_method_of_the_published_tables_keeps_its_hash(nnunet_folders, file, tmp_path):
     found, expected = of_file(file, tmp_path), golden()["files"][file.name]
     assert {name: found.get(name) for name in expected} == expected
 
