@@ -30,7 +30,7 @@ from bench.folders import Row, Trainers, bench_folders
 from bench.parts import time_of_parts
 from bench.timing import describe_machine, spread, take_turns
 
-from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.config.presets import NAMES, PRESETS
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.tables import markdown_table
 
@@ -101,8 +101,8 @@ def _check(o: argparse.Namespace) -> None:
     import torch
 
     for preset in [*o.presets, *(name for name, _ in o.settings)]:
-        if preset not in PRESETS:
-            raise KDError(f'unknown preset "{preset}": use one of {", ".join(PRESETS)}')
+        if preset not in NAMES:
+            raise KDError(f'unknown preset "{preset}": use one of {", ".join(NAMES)}')
     if len(o.patch) not in (2, 3):
         raise KDError(f"--patch has {len(o.patch)} numbers: give 2 or 3")
     for name in ("batch", "threads", "rounds", "steps", "views"):

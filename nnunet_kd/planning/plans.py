@@ -192,7 +192,7 @@ def plan_student(
         width: factor on the teacher's features per stage, with ``min_features`` as the floor.
         depth: number of stages, counted from the full resolution; by default all of the teacher's.
         convs: convolutions per stage (blocks of a residual encoder); by default as the teacher's.
-        preset: named settings; by default the trainer chooses (nnUNetTrainerGKD: "default").
+        preset: named settings; by default the trainer chooses (nnUNetTrainerGKD: "gkd").
         teacher_fold: "same" as the student's, "all", a number, or a list whose predictions are averaged (logits only).
         base_plans: plans of the same data whose network (of another family or depth, say), patch and batch size the student
             takes instead of the teacher's. ``width`` is a factor on theirs.
@@ -227,7 +227,7 @@ def plan_student(
         **_previous_stage(config, configuration, previous_stage, model),
     }
     logits_only = isinstance(teacher_fold, list) or not settings.stages.channels
-    read_config(plans, preset or ("kd" if logits_only else "default"), "nnUNetTrainerDistillation")
+    read_config(plans, preset or ("kd" if logits_only else "gkd"), "nnUNetTrainerDistillation")
     dataset_json = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     check_compatible(model, settings, plans, configuration, dataset_json)
     student, big = _network(plans, configuration, folder), build_network(model, model.trainer)

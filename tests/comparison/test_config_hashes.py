@@ -17,7 +17,7 @@ import yaml
 from nnunet_kd.comparison.planning import Source, _runs
 from nnunet_kd.comparison.settings import read_settings
 from nnunet_kd.comparison.sizes import templates_of
-from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.config.presets import NAMES
 
 ROOT = Path(__file__).parents[2]
 FIXTURE = Path(__file__).parent / "fixtures" / "config_hashes"
@@ -49,7 +49,7 @@ def hashes(methods: dict, cpu_precision: str | None, scratch: Path) -> dict[str,
     return {run.method: run.config_hash for run in _runs(settings, source, 0, templates_of(settings, folder))}
 
 
-def of_presets(scratch: Path, presets=PRESETS) -> dict[str, str]:
+def of_presets(scratch: Path, presets=NAMES) -> dict[str, str]:
     return hashes({"teacher": {"role": "teacher"}} | {f"m{n}": {"preset": p} for n, p in enumerate(presets)}, None, scratch)
 
 
@@ -82,7 +82,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     os.environ.setdefault("nnUNet_raw", tempfile.mkdtemp())
     before = golden() if GOLDEN.is_file() else {"presets": {}, "files": {}}
-    now = {"presets": named(list(PRESETS), Path(tempfile.mkdtemp())), "files": {}}
+    now = {"presets": named(list(NAMES), Path(tempfile.mkdtemp())), "files": {}}
     for file in FILES:
         now["files"][file.name] = of_file(file, Path(tempfile.mkdtemp())) | before["files"].get(file.name, {})
     now["presets"] |= before["presets"]

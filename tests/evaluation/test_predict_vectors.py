@@ -17,7 +17,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from skimage.io import imread, imsave
 
-from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.config.presets import settings_of
 from nnunet_kd.evaluation.domains import Domain, evaluate_predictions, parse_domain
 from nnunet_kd.evaluation.evaluate import Model, evaluate_model
 from nnunet_kd.evaluation.fsd.vectors import has_alignment, load_aligned_run, semantic_vectors
@@ -27,7 +27,7 @@ from nnunet_kd.planning.plans import plan_student
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError
 
-DIM = PRESETS["default"]["msan"]["dim"]
+DIM = settings_of("default")["msan"]["dim"]
 FINAL = "fold_0/checkpoint_final.pth"
 
 

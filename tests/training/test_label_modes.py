@@ -34,6 +34,11 @@ def _of_both(*parts: str) -> list[str]:
 EXPECTED = {
     "nnUNetTrainerGKD": (
         ["kd", "act_autoencoder"],
+        ["kd", "act_alignment_student", *_of_both("reconstruction", "semantic", "consistency", "agreement")],
+        ["kd", *TERMS, "act_alignment_student", *_of_both("reconstruction", "semantic", "consistency", "agreement")],
+    ),
+    "nnUNetTrainerKDAdjustedMirrored": (
+        ["kd", "act_autoencoder"],
         ["kd", *_of_both("reconstruction", "semantic")],
         ["kd", *_of_both("reconstruction", "semantic")],
     ),

@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 from nnunet_kd.comparison import git
 from nnunet_kd.comparison.analysis.costs import KEPT
-from nnunet_kd.comparison.planning import Comparison, Run, difference, same_training
+from nnunet_kd.comparison.planning import Comparison, Run, same_training
 from nnunet_kd.comparison.rows import append_rows, cases_by_identity, read_rows
 from nnunet_kd.comparison.running.train import RECORD, read_record
 from nnunet_kd.comparison.sizes import FINAL
+from nnunet_kd.config.recipe import difference
 from nnunet_kd.config.run import SECTION
 from nnunet_kd.deploy.export import export_model
 from nnunet_kd.evaluation.domains import Domain, evaluate_predictions

@@ -10,12 +10,10 @@ import numpy as np
 
 from nnunet_kd.evaluation.domains import Domain
 from nnunet_kd.evaluation.fsd import distance as fsd
-from nnunet_kd.evaluation.fsd.post_hoc import Fit, fit_of, fit_of_run, fitted_run
+from nnunet_kd.evaluation.fsd.post_hoc import PRESET, fit_of, fit_of_run, fitted_run
 from nnunet_kd.evaluation.fsd.vector_files import Sample
 from nnunet_kd.evaluation.fsd.vectors import AlignedRun, has_alignment, load_aligned_run, semantic_vectors
 from nnunet_kd.evaluation.predict import check_readable
-from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
-from nnunet_kd.nnunet_io.model_folder import read_model_folder
 from nnunet_kd.utils.errors import KDError
 
 MSANS = ("auto", "own", "fit")
@@ -50,7 +48,7 @@ def prepare_runs(
     Args:
         msan: "own" (of the training), "fit" (fit them to every model, post_hoc.py), "auto": own if every model has some of one
             kind, stages and size and there is no ``preset``, else fit.
-        preset: whose settings are fitted; default: those of the first model with MSANs, else the default preset's.
+        preset: whose settings are fitted; default: those of the first model with MSANs, else those of ``kd+adjusted+mirrored``.
         steps, seed: of the fit.
         networks: with own MSANs, which networks are read.
         cache: folder for fitted MSANs.
@@ -61,12 +59,12 @@ def prepare_runs(
     if msan not in MSANS:
         raise KDError(f'--msan "{msan}" is unknown: use one of {", ".join(MSANS)}')
     own = [name for name, folder in models.items() if has_alignment(folder, fold, checkpoint)]
-    settings = {name: _own_fit(models[name], fold, checkpoint, steps, seed) for name in own}
+    settings = {name: fit_of_run(models[name], fold, checkpoint, steps, seed) for name in own}
     alike = len(own) == len(models) and len({repr((f.msan, f.act)) for f in settings.values()}) == 1
     if msan == "own" or (msan == "auto" and alike and preset is None):
         teacher = "teacher" in networks
         return {name: load_aligned_run(folder, fold, checkpoint, teacher) for name, folder in models.items()}
-    fit = fit_of(preset or "default", steps, seed) if preset or not own else settings[own[0]]
+    fit = fit_of(preset or PRESET, steps, seed) if preset or not own else settings[own[0]]
     return {name: fitted_run(folder, fit, fold, checkpoint, name, cache) for name, folder in models.items()}
 
 
@@ -170,11 +168,6 @@ def compare_models(
         for n, r in runs.items()
     }
     return Semantics(rows, samples, msans)
-
-
-def _own_fit(folder: str | Path, fold: int | str, checkpoint: str, steps: int, seed: int) -> Fit:
-    trainer = load_checkpoint(read_model_folder(folder).checkpoint(fold, checkpoint))["trainer_name"]
-    return fit_of_run(folder, trainer, steps, seed)
 
 
 def check_domains(source: Domain, targets: Sequence[Domain]) -> None:

@@ -23,7 +23,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 from tqdm import tqdm
 
-from nnunet_kd.config.run import SECTION, read_config
+from nnunet_kd.config.recipe import config_of
+from nnunet_kd.config.run import SECTION
 from nnunet_kd.distillation.alignment import Alignment
 from nnunet_kd.evaluation.domains import Domain
 from nnunet_kd.evaluation.predict import check_images, image_files, load_first_stage, make_our_trainers_known
@@ -136,8 +137,8 @@ def load_aligned_run(
         )
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
         student = load_network(model, fold, checkpoint)
-        preset = recursive_find_trainer_class_by_name(content["trainer_name"]).preset
-    config = read_config(model.plans, preset, content["trainer_name"])
+        trainer = recursive_find_trainer_class_by_name(content["trainer_name"])
+    config, _ = config_of(content, model.plans, trainer)
     stages = config.teacher.stages
     tables = {
         "teacher": StageTable.from_lists(stages.family, stages.channels, stages.strides),
