@@ -1,8 +1,8 @@
 """Seconds of one training step of each preset, beside the least that such a step can cost on the same rows.
 
     python scripts/bench_step.py                                      # every preset, 128x128, batch 8, CPU, one thread
-    python scripts/bench_step.py --presets kd default --where         # and where the time goes
-    python scripts/bench_step.py --presets default --settings default '{"act": {"share": 0.25}}'   # a variant beside it
+    python scripts/bench_step.py --presets kd gkd --where             # and where the time goes
+    python scripts/bench_step.py --presets gkd --settings gkd '{"act": {"share": 0.25}}'   # a variant beside it
     python scripts/bench_step.py --device cuda --patch 512 512 --batch 12 --teacher-features 32 64 128 256 512 512 \\
         --student-features 4 8 16 32 64 64 --rounds 100 --memory
 

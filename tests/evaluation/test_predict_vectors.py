@@ -27,6 +27,7 @@ from nnunet_kd.planning.plans import plan_student
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError
 
+TRAINER = "nnUNetTrainerKDAdjustedMirrored"  # one MSAN, at the bottleneck
 DIM = settings_of("default")["msan"]["dim"]
 FINAL = "fold_0/checkpoint_final.pth"
 
@@ -45,7 +46,7 @@ def train_gkd(dataset, teacher: Path) -> Path:
         patch.setenv("nnUNet_extTrainer", str(trainers_path()))
         patch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
         device = torch.device("cpu")
-        trainer = get_trainer_from_args(str(dataset.id), dataset.configuration, 0, "nnUNetTrainerGKD", "Vectors", device=device)
+        trainer = get_trainer_from_args(str(dataset.id), dataset.configuration, 0, TRAINER, "Vectors", device=device)
         trainer.run_training()
     assert planned.plans_name == "Vectors"
     return Path(trainer.output_folder_base)
@@ -188,7 +189,7 @@ def test_a_run_is_loaded_with_its_own_weights(gkd, tiny_teacher):
 def test_a_trainer_of_the_users_own_is_found(gkd, home, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "nnUNetTrainerMine.py").write_text(
-        "from nnunet_kd.training.named import nnUNetTrainerGKD\nclass nnUNetTrainerMine(nnUNetTrainerGKD):\n    pass\n"
+        f"from nnunet_kd.training.named import {TRAINER}\nclass nnUNetTrainerMine({TRAINER}):\n    pass\n"
     )
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
     folder = Path(shutil.copytree(gkd, tmp_path / gkd.name))
