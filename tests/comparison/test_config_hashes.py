@@ -72,6 +72,11 @@ def test_every_preset_name_keeps_its_hash(nnunet_folders, tmp_path):
     assert named(list(expected), tmp_path) == expected
 
 
+def test_a_new_name_has_the_hash_of_the_old_one():
+    presets = golden()["presets"]
+    assert presets["kd+adjusted+mirrored"] == presets["default"] and presets["all"] == presets["paper"]
+
+
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_every_method_of_the_published_tables_keeps_its_hash(nnunet_folders, file, tmp_path):
     found, expected = of_file(file, tmp_path), golden()["files"][file.name]
@@ -82,7 +87,8 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     os.environ.setdefault("nnUNet_raw", tempfile.mkdtemp())
     before = golden() if GOLDEN.is_file() else {"presets": {}, "files": {}}
-    now = {"presets": named(list(NAMES), Path(tempfile.mkdtemp())), "files": {}}
+    kept = [name for name in NAMES if name != "gkd"]  # which has no rows yet and is still to get its lasting form
+    now = {"presets": named(kept, Path(tempfile.mkdtemp())), "files": {}}
     for file in FILES:
         now["files"][file.name] = of_file(file, Path(tempfile.mkdtemp())) | before["files"].get(file.name, {})
     now["presets"] |= before["presets"]
