@@ -238,7 +238,13 @@ def test_3d_vectors(volumes):
 def test_a_run_whose_settings_do_not_fit_its_checkpoint(gkd, tmp_path):
     folder = Path(shutil.copytree(gkd, tmp_path / gkd.name))
     plans = json.loads((folder / "plans.json").read_text())
-    plans["nnunet_kd"]["msan"] = {"dim": 2 * DIM}
+    plans["nnunet_kd"]["msan"] = {"dim": 2 * DIM}  # the checkpoint's recipe is read, not this
+    (folder / "plans.json").write_text(json.dumps(plans))
+    assert (
+        load_aligned_run(folder).alignment.msans.state_dict().keys()
+        == load_aligned_run(gkd).alignment.msans.state_dict().keys()
+    )
+    plans["nnunet_kd"]["teacher"]["stages"]["channels"][-1] *= 2
     (folder / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(KDError, match=r"checkpoint_final\.pth holds MSANs that do not fit .*plans\.json"):
         load_aligned_run(folder)

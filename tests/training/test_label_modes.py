@@ -34,8 +34,8 @@ def _of_both(*parts: str) -> list[str]:
 EXPECTED = {
     "nnUNetTrainerGKD": (
         ["kd", "act_autoencoder"],
-        ["kd", "act_alignment_student", *_of_both("reconstruction", "semantic", "consistency", "agreement")],
-        ["kd", *TERMS, "act_alignment_student", *_of_both("reconstruction", "semantic", "consistency", "agreement")],
+        ["kd", "act_alignment_student", *_of_both("reconstruction", "semantic", "consistency")],
+        ["kd", *TERMS, "act_alignment_student", *_of_both("reconstruction", "semantic", "consistency")],
     ),
     "nnUNetTrainerKDAdjustedMirrored": (
         ["kd", "act_autoencoder"],
