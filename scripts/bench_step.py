@@ -1,8 +1,8 @@
 """Seconds of one training step of each preset, beside the least that such a step can cost on the same rows.
 
     python scripts/bench_step.py                                      # every preset, 128x128, batch 8, CPU, one thread
-    python scripts/bench_step.py --presets kd default --where         # and where the time goes
-    python scripts/bench_step.py --presets default --settings default '{"act": {"share": 0.25}}'   # a variant beside it
+    python scripts/bench_step.py --presets kd gkd --where             # and where the time goes
+    python scripts/bench_step.py --presets gkd --settings gkd '{"act": {"share": 0.25}}'   # a variant beside it
     python scripts/bench_step.py --device cuda --patch 512 512 --batch 12 --teacher-features 32 64 128 256 512 512 \\
         --student-features 4 8 16 32 64 64 --rounds 100 --memory
 
@@ -30,7 +30,7 @@ from bench.folders import Row, Trainers, bench_folders
 from bench.parts import time_of_parts
 from bench.timing import describe_machine, spread, take_turns
 
-from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.config.presets import NAMES, PRESETS
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.tables import markdown_table
 
@@ -101,8 +101,8 @@ def _check(o: argparse.Namespace) -> None:
     import torch
 
     for preset in [*o.presets, *(name for name, _ in o.settings)]:
-        if preset not in PRESETS:
-            raise KDError(f'unknown preset "{preset}": use one of {", ".join(PRESETS)}')
+        if preset not in NAMES:
+            raise KDError(f'unknown preset "{preset}": use one of {", ".join(NAMES)}')
     if len(o.patch) not in (2, 3):
         raise KDError(f"--patch has {len(o.patch)} numbers: give 2 or 3")
     for name in ("batch", "threads", "rounds", "steps", "views"):

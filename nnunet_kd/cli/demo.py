@@ -32,7 +32,7 @@ DESCRIPTIONS = {
     "teacher": "full-width nnU-Net",
     "student": "light student without a teacher",
     "kd": "light student with logit distillation (Hinton)",
-    "gkd": "light student, default preset of GKD",
+    "gkd": "light student with all of GKD (MSAN, ACT, DCGD, DICD)",
 }
 
 
@@ -234,7 +234,7 @@ def _plan_steps(out: Path, work: Path, seed: int, scale: Scale) -> list[Step]:
         ),
         Step("train student", 45, train("student")),
         Step("train kd", 75, train("kd")),
-        Step("train gkd", 120, train("gkd")),
+        Step("train gkd", 200, train("gkd")),
     ]
     for name in TRAINERS:
         steps.append(

@@ -133,7 +133,8 @@ def add_fsd(commands) -> None:
     msan = "MSANs of the training, or fitted to every model alike (default: own if all have comparable ones, else fit)"
     p.add_argument("--msan", choices=["auto", "own", "fit"], default="auto", help=msan)
     p.add_argument(
-        "--preset", help="whose MSAN and ACT settings are fitted (default: of the first model with MSANs, or default)"
+        "--preset",
+        help="whose MSAN and ACT settings are fitted (default: of the first model with MSANs, or kd+adjusted+mirrored)",
     )
     p.add_argument("--fit-steps", type=_workers, default=600, metavar="N", help="training steps of a fit (default: 600)")
     p.add_argument("--seed", type=int, default=0, help="of the fit, the halves and the resampling (default: 0)")

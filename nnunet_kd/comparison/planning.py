@@ -172,13 +172,6 @@ def same_training(run: Run, plans: dict) -> bool:
         return False
 
 
-def difference(now: dict, before: dict) -> str:
-    """The first few settings that differ, for messages: ``schedule.epochs 24 -> 30``."""
-    a, b = dict(_flat(before)), dict(_flat(now))
-    changed = [f"{k} {a.get(k, 'none')} -> {b.get(k, 'none')}" for k in dict.fromkeys([*a, *b]) if a.get(k) != b.get(k)]
-    return ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-
-
 def _order(settings: CompareSettings, teachers: dict[str, MethodSettings], taught: set[str]) -> Iterator[tuple[str, int]]:
     """Teachers first, then seed by seed as in the file. A teacher gets the seeds of the students that need it as well."""
     seeds = {name: list(settings.seeds if m.seeds is None else m.seeds) for name, m in settings.methods.items()}
@@ -256,14 +249,6 @@ def _without_none(value: Any) -> Any:
 
 def _hash(content: dict) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:10]
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for key, part in value.items():
-            yield from _flat(part, f"{prefix}.{key}" if prefix else str(key))
-    else:
-        yield prefix, value
 
 
 def _domains(settings: CompareSettings, source: Source, fold: int) -> dict[str, Domain]:

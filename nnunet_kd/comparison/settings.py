@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunet_kd.comparison.yaml_file import build, checked_name, checked_values, filled, read_yaml
-from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.config.presets import NAMES
 from nnunet_kd.config.run import UNDISTILLED
 from nnunet_kd.utils.errors import KDError
 
@@ -256,8 +256,8 @@ def _check_methods(s: CompareSettings) -> None:
         if m.role not in ("teacher", "student"):
             raise KDError(f'"{where}.role" is "{m.role}": use teacher or student')
         if m.role == "student" and m.preset is None:
-            raise KDError(f'"{where}.preset" is missing: use one of {", ".join(PRESETS)}')
-        known = ("student", "views-only") if m.role == "teacher" else tuple(PRESETS)
+            raise KDError(f'"{where}.preset" is missing: use one of {", ".join(NAMES)}')
+        known = ("student", "views-only") if m.role == "teacher" else NAMES
         if m.preset is not None and m.preset not in known:
             raise KDError(f'"{where}.preset" is "{m.preset}": a {m.role} can have {", ".join(known)}')
         for key in m.settings:

@@ -1,15 +1,18 @@
-"""Named settings of a run: the paper's ablation columns, the matched controls, and the default.
+"""Named settings of a run: the controls, the paper's ablation columns, the full method, and the literature's losses.
 
-Each preset is a part of the plans section "nnunet_kd"; the section overrides it key by key. ``paper`` keeps the published
-shapes (vector MSAN at the bottleneck, frozen after ACT, no logit KD) with RECONSTRUCTED weights; ``default`` is what won the
-measurement of 1,200 iterations in docs/results.md (after 2,500 it leads by less), ``adjusted`` keeps its lead away from home in
-longer trainings and pays for it at home, ``balanced`` gains more away and loses more at home, ``dice`` is better at home after
-a short training and gains nothing away from it, and ``cross-view`` is this project's form of all terms, which did not win.
+Each preset is a part of the plans section "nnunet_kd"; the section overrides it key by key. ``gkd`` is the full method in this
+project's form: MSAN, ACT, DCGD and DICD train the student. ``paper`` keeps the published shapes (vector MSAN at the bottleneck,
+frozen after ACT, no logit KD) with RECONSTRUCTED weights, ``cross-view`` is an earlier form of all terms.
+``kd+adjusted+mirrored`` is logit distillation that won the measurement of 1,200 iterations in docs/results.md (after 2,500 it
+leads by less). ALIASES are further names: of a preset, or of a preset with settings.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
+
+from nnunet_kd.config.validation import merge
 
 _PAPER: dict[str, Any] = {
     "views": {"preset": "light", "count": 2, "student_loss": "anchor"},
@@ -22,6 +25,7 @@ _CROSS: dict[str, Any] = {"cross": {"weight": 1.0, "views": "same"}}
 _STRONG: dict[str, Any] = {"preset": "strong", "count": 1, "student_loss": "anchor"}
 _SPATIAL: dict[str, Any] = {"kind": "spatial", "stages": ["bottleneck"], "dim": 128, "after_act": "joint"}
 _ANCHOR_KD: dict[str, Any] = {"kd": {"weight": 1.0, "target": "anchor"}}
+_CLASS_GRAPH: dict[str, Any] = {"weight": 0.05, "nodes": "class", "centred": True, "target": "anchor"}
 # ours. The MSANs are a probe for FSD: they learn from the features, nothing learns from them
 _PROBED: dict[str, Any] = {
     "views": _STRONG,
@@ -35,25 +39,30 @@ PRESETS: dict[str, dict[str, Any]] = {
     "views-only": {"views": {**_STRONG, "student_loss": "all"}},
     "kd": {"terms": {"kd": {"weight": 1.0}}},
     "kd+views": {"views": _STRONG, "terms": _ANCHOR_KD},
-    # the paper's ablation columns
-    "intra": {**_PAPER, "terms": _INTRA},
-    "inter": {**_PAPER, "terms": _INTER},
-    "cross": {**_PAPER, "terms": _CROSS},
-    "intra+inter": {**_PAPER, "terms": {**_INTRA, **_INTER}},
-    "all": {**_PAPER, "terms": {**_INTRA, **_INTER, **_CROSS}},
-    "paper": {**_PAPER, "terms": {**_INTRA, **_INTER, **_CROSS}},
-    "default": {
+    "kd+mirrored": {"views": _STRONG, "terms": _ANCHOR_KD, "mirrored_teacher": True},
+    "kd+adjusted+mirrored": {
         **_PROBED,
         "terms": _ANCHOR_KD,
         "logit_adjustment_views": 1.0,
         "mirrored_teacher": True,
     },
-    "adjusted": {**_PROBED, "terms": _ANCHOR_KD, "logit_adjustment": 0.5},
-    "balanced": {**_PROBED, "terms": {"kd": {"weight": 1.0, "target": "anchor", "balance": 1.0}}},
-    "dice": {
-        **_PROBED,
-        "terms": {"kd": {"weight": 1.0, "target": "anchor", "balance": 0.5}},
-        "losses": {"logits": {"dml": {"weight": 1.0, "target": "anchor"}}},
+    # the paper's ablation columns
+    "intra": {**_PAPER, "terms": _INTRA},
+    "inter": {**_PAPER, "terms": _INTER},
+    "cross": {**_PAPER, "terms": _CROSS},
+    "intra+inter": {**_PAPER, "terms": {**_INTRA, **_INTER}},
+    "paper": {**_PAPER, "terms": {**_INTRA, **_INTER, **_CROSS}},
+    # the full method: every one of its terms trains the student, at about a fifth of the gradient of nnU-Net's loss on vessels
+    "gkd": {
+        "views": _STRONG,
+        "msan": {"kind": "map", "stages": ["all"], "dim": 16, "after_act": "joint"},
+        "act": {"alignment": 1.0, "decoded": 0.0, "share": 0.25},
+        "terms": {
+            **_ANCHOR_KD,
+            "intra": _CLASS_GRAPH,
+            "inter": _CLASS_GRAPH,
+            "cross": {"weight": 0.2, "views": "cross", "share": 0.25},
+        },
     },
     "cross-view": {
         "views": {**_STRONG, "student_loss": "all"},
@@ -79,3 +88,32 @@ PRESETS: dict[str, dict[str, Any]] = {
     "emkd": {"terms": {"kd": {"weight": 0.1, "temperature": 4.0}}, "losses": {"all": {"imd": {}}, "decoder0": {"rad": {}}}},
     "cirkd": {"terms": {"kd": {"weight": 1.0}}, "losses": {"decoder0": {"cirkd": {}, "cirkd-memory": {}}}},
 }
+
+_UNADJUSTED: dict[str, Any] = {"preset": "kd+adjusted+mirrored", "logit_adjustment_views": None, "mirrored_teacher": None}
+
+# other names in plans and comparisons, which keep their meaning: of a preset, or of a preset with these settings
+ALIASES: dict[str, dict[str, Any]] = {
+    "all": {"preset": "paper"},
+    "default": {"preset": "kd+adjusted+mirrored"},
+    "adjusted": {**_UNADJUSTED, "logit_adjustment": 0.5},
+    "balanced": {**_UNADJUSTED, "terms": {"kd": {"balance": 1.0}}},
+    "dice": {
+        **_UNADJUSTED,
+        "terms": {"kd": {"balance": 0.5}},
+        "losses": {"logits": {"dml": {"weight": 1.0, "target": "anchor"}}},
+    },
+}
+NAMES = (*PRESETS, *ALIASES)
+
+
+def full_name(name: str) -> str:
+    """The preset that a name stands for; of an alias with settings of its own, the alias."""
+    return ALIASES[name]["preset"] if len(ALIASES.get(name, ())) == 1 else name
+
+
+def settings_of(name: str) -> dict[str, Any]:
+    """The part of the plans section that a preset or an alias stands for."""
+    if name in PRESETS:
+        return deepcopy(PRESETS[name])
+    own = {key: value for key, value in ALIASES[name].items() if key != "preset"}
+    return merge(PRESETS[ALIASES[name]["preset"]], own)

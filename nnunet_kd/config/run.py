@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.config.presets import NAMES, full_name, settings_of
 from nnunet_kd.config.stage_losses import LossSetting, kd_as_term, read_losses, term_losses
 from nnunet_kd.config.terms import ACT, MSAN, Terms, Views
 from nnunet_kd.config.validation import SECTION, at_least, build, in_range, merge, one_of
@@ -29,6 +29,8 @@ UNDISTILLED = (
     "logit_adjustment_views",
     "mirrored_teacher",
 )
+# the section's keys that say how a student learns; the others say from whom, how long and from which seed
+RECIPE = ("preset", "ramp", *UNDISTILLED)
 
 
 @dataclass(frozen=True)
@@ -240,13 +242,14 @@ class Config:
             )
 
 
-def read_config(plans: dict, trainer_preset: str | None, trainer_name: str) -> Config:
+def read_config(plans: dict, trainer_preset: str | None, trainer_name: str, recipe: dict | None = None) -> Config:
     """The validated configuration in ``plans["nnunet_kd"]``.
 
     Args:
         plans: the plans file's content.
         trainer_preset: the preset the trainer class stands for; used if the section names none.
         trainer_name: for messages.
+        recipe: what a training began with (recipe.py): it stands in for the preset and for the section's own recipe.
 
     Raises:
         KDError: no section, unknown or unused keys, wrong types or ranges, two presets at odds.
@@ -261,27 +264,16 @@ def read_config(plans: dict, trainer_preset: str | None, trainer_name: str) -> C
     if not isinstance(section, dict):
         raise KDError(f'"{SECTION}" in the plans must be an object, got {type(section).__name__}')
     section = kd_as_term(section)
-    named = section.get("preset")
-    if named is not None and (not isinstance(named, str) or named not in PRESETS):
-        raise KDError(f'"{SECTION}.preset" is "{named}": known presets are {", ".join(PRESETS)}')
-    if named is not None and trainer_preset is not None and named != trainer_preset:
-        raise KDError(
-            f'the plans name preset "{named}" but trainer {trainer_name} stands for preset "{trainer_preset}": '
-            f'remove "preset" from the plans or train with -tr nnUNetTrainerDistillation'
-        )
-    preset = named or trainer_preset
-    if preset is None:
-        raise KDError(
-            f'trainer {trainer_name} has no preset of its own and "{SECTION}.preset" is missing: '
-            f"plan with `--preset NAME` ({', '.join(PRESETS)})"
-        )
+    preset = _preset(section, trainer_preset, trainer_name) if recipe is None else recipe["preset"]
     # a teacher may be trained on views; there is nobody it could distil from
     if section.get("role", "student") == "teacher" and preset not in ("student", "views-only"):
         raise KDError(
             f"these plans are a teacher's (role teacher), {trainer_name} trains students: use -tr nnUNetTrainerScheduled"
         )
-    merged = merge(PRESETS[preset], section)
-    merged["preset"] = preset
+    if recipe is None:
+        merged = merge(settings_of(preset), section) | {"preset": preset}
+    else:
+        merged = {k: v for k, v in section.items() if k not in RECIPE} | recipe
     if preset == "student":
         # the undistilled control shares the student's plans: the teacher stands there but is not used
         merged = {k: v for k, v in merged.items() if k not in UNDISTILLED}
@@ -294,6 +286,25 @@ def read_config(plans: dict, trainer_preset: str | None, trainer_name: str) -> C
                 'or "map", or nodes "patch"'
             )
     return config
+
+
+def _preset(section: dict, trainer_preset: str | None, trainer_name: str) -> str:
+    """The one preset that plans and trainer agree on, by its full name."""
+    named = section.get("preset")
+    if named is not None and (not isinstance(named, str) or named not in NAMES):
+        raise KDError(f'"{SECTION}.preset" is "{named}": known presets are {", ".join(NAMES)}')
+    if named is not None and trainer_preset is not None and full_name(named) != full_name(trainer_preset):
+        also = "" if full_name(named) == named else f', which is "{full_name(named)}",'
+        raise KDError(
+            f'the plans name preset "{named}"{also} but trainer {trainer_name} stands for preset "{trainer_preset}": '
+            f'remove "preset" from the plans or train with -tr nnUNetTrainerDistillation'
+        )
+    if named is None and trainer_preset is None:
+        raise KDError(
+            f'trainer {trainer_name} has no preset of its own and "{SECTION}.preset" is missing: '
+            f"plan with `--preset NAME` ({', '.join(NAMES)})"
+        )
+    return full_name(named or trainer_preset)
 
 
 def to_dict(config: Any) -> dict:

@@ -17,7 +17,8 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from torch import nn
 
-from nnunet_kd.config.run import SECTION, read_config
+from nnunet_kd.config.recipe import config_of
+from nnunet_kd.config.run import SECTION
 from nnunet_kd.deploy.model_card import model_card
 from nnunet_kd.deploy.openvino_folder import OpenVINO, add_openvino, check_openvino
 from nnunet_kd.deploy.runner_export import add_runner
@@ -27,6 +28,7 @@ from nnunet_kd.nnunet_io.model_folder import ModelFolder, read_model_folder
 from nnunet_kd.nnunet_io.trained_fold import FINAL, OpenFold, TrainedFold
 from nnunet_kd.training import distillation as trainers
 from nnunet_kd.training import named as named_trainers
+from nnunet_kd.training import retired as retired_trainers
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError, first_line
 
@@ -93,7 +95,7 @@ def export_model(
             model.plans,
             model.configuration,
             trainer,
-            _distillation_terms(model.plans, trainer),
+            _distillation_terms(next(iter(contents.values())), model.plans),
             list(contents),
             parameters,
             size,
@@ -143,12 +145,14 @@ def _plans_name(name: str | None, training_name: str, trainer: str) -> str:
     return name
 
 
-def _distillation_terms(plans: dict, trainer: str) -> list[str]:
-    """What the training distilled, from its plans and its trainer. Empty for trainers that are not of this package."""
-    trainer_class = getattr(named_trainers, trainer, None) or getattr(trainers, trainer, None)
-    if trainer_class is None or SECTION not in plans or not hasattr(trainer_class, "preset"):
+def _distillation_terms(checkpoint: dict, plans: dict) -> list[str]:
+    """What the training distilled, by its checkpoint. Empty for trainers that are not of this package."""
+    name = checkpoint["trainer_name"]
+    found = (getattr(module, name, None) for module in (named_trainers, retired_trainers, trainers))
+    trainer = next((cls for cls in found if hasattr(cls, "preset")), None)
+    if trainer is None or SECTION not in plans:
         return []
-    return read_config(plans, trainer_class.preset, trainer).distils
+    return config_of(checkpoint, plans, trainer)[0].distils
 
 
 def _stock_plans(plans: dict, name: str) -> dict:

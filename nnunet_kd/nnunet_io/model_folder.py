@@ -17,6 +17,7 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
+from nnunet_kd.config.recipe import RETIRED
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.nnunet_io.trust import check_architectures
 from nnunet_kd.utils.environment import trainers_path
@@ -142,7 +143,7 @@ def build_network(model: ModelFolder, trainer_name: str = "nnUNetTrainer") -> nn
     configuration = manager.get_configuration(model.configuration)
     inputs = determine_num_input_channels(manager, configuration, model.dataset_json)
     outputs = manager.get_label_manager(model.dataset_json).num_segmentation_heads
-    if (trainers_path() / f"{trainer_name}.py").is_file():
+    if trainer_name in RETIRED or (trainers_path() / f"{trainer_name}.py").is_file():
         trainer_name = "nnUNetTrainer"  # ours keep nnU-Net's network, and need not be in nnUNet_extTrainer to be a teacher
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search talks

@@ -170,7 +170,7 @@ def draft_student(request: StudentRequest, base: StudentBase) -> Draft:
         **_previous_stage(config, request, teacher),
     }
     logits_only = isinstance(request.teacher_fold, list) or not settings.stages.channels
-    read_config(plans, request.preset or ("kd" if logits_only else "default"), "nnUNetTrainerDistillation")
+    read_config(plans, request.preset or ("kd" if logits_only else "gkd"), "nnUNetTrainerDistillation")
     check_compatible(teacher, settings, plans, request.configuration, base.dataset_json)
     networks = {
         "teacher": build_network(teacher, teacher.trainer),

@@ -6,31 +6,13 @@ from nnunet_kd.training.distillation import nnUNetTrainerDistillation
 
 
 class nnUNetTrainerGKD(nnUNetTrainerDistillation):
-    """GKD with this project's default preset."""
+    """GKD in this project's form: MSAN, ACT, DCGD and DICD train the student, beside logit distillation on views."""
 
-    preset = "default"
-
-
-class nnUNetTrainerGKDAdjusted(nnUNetTrainerDistillation):
-    """Distillation of the logits on views, all of them adjusted: for long trainings and images from elsewhere."""
-
-    preset = "adjusted"
-
-
-class nnUNetTrainerGKDBalanced(nnUNetTrainerDistillation):
-    """Distillation of the logits on views with a balanced target: the most on other cameras' eye vessels, the least at home."""
-
-    preset = "balanced"
-
-
-class nnUNetTrainerGKDDice(nnUNetTrainerDistillation):
-    """Distillation of the logits on views with a Dice loss: the most at home after a short training."""
-
-    preset = "dice"
+    preset = "gkd"
 
 
 class nnUNetTrainerGKDCrossView(nnUNetTrainerDistillation):
-    """GKD with all terms in this project's form: student on strong views, teacher on the anchor, spatial MSANs."""
+    """GKD in an earlier form: spatial MSANs at the bottleneck, the student learns from the annotation on views too."""
 
     preset = "cross-view"
 
@@ -51,6 +33,18 @@ class nnUNetTrainerKDViews(nnUNetTrainerDistillation):
     """Logit distillation on photometric views: the control that GKD has to beat."""
 
     preset = "kd+views"
+
+
+class nnUNetTrainerKDMirrored(nnUNetTrainerDistillation):
+    """Logit distillation on photometric views, from a teacher that reads its patches mirrored at random."""
+
+    preset = "kd+mirrored"
+
+
+class nnUNetTrainerKDAdjustedMirrored(nnUNetTrainerDistillation):
+    """The same to a student that finds the foreground more readily than its losses ask of views; MSANs for FSD only."""
+
+    preset = "kd+adjusted+mirrored"
 
 
 class nnUNetTrainerViewsOnly(nnUNetTrainerDistillation):

@@ -15,7 +15,8 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.helpers import dummy_context
 
-from nnunet_kd.config.run import SECTION, read_config
+from nnunet_kd.config.recipe import config_of, latest_checkpoint, recipe_of
+from nnunet_kd.config.run import SECTION, Config, read_config
 from nnunet_kd.losses import full_precision
 from nnunet_kd.nnunet_io.cascade import check_predictions, predictions_of
 from nnunet_kd.nnunet_io.checkpoints import (
@@ -51,7 +52,7 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
     ):  # noqa: B008
         check_order(type(self), nnUNetTrainerScheduled, nnUNetTrainer)
-        self.kd = read_config(plans, self.preset, type(self).__name__)
+        self.kd, self._misfit = self._settings(plans, configuration, fold)
         if configuration not in plans["configurations"]:
             have = ", ".join(plans["configurations"])
             raise KDError(f'plans "{plans["plans_name"]}" have no configuration {configuration}, only {have}: pass {have}')
@@ -81,6 +82,23 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
         self.guard = StepGuard(self.print_to_log_file)
         self._in_step = self._stepped = False
         self._postponed: list[str] | None = None
+
+    def _settings(self, plans: dict, configuration: str, fold: int) -> tuple[Config, KDError | None]:
+        """The configuration in the plans, and what is wrong with it if a training is there that it may not be needed for.
+
+        A training that is continued or validated has its recipe in its checkpoint, and that need not be what plans and preset
+        mean today. nnU-Net says only later that it loads one.
+        """
+        try:
+            return read_config(plans, self.preset, type(self).__name__), None
+        except KDError as error:
+            file = latest_checkpoint(plans, configuration, fold, type(self).__name__)
+            if file is None:
+                raise
+            try:
+                return config_of(load_checkpoint(file), plans, type(self))[0], error
+            except KDError:
+                raise error from None
 
     @property
     def _autocast(self):
@@ -167,6 +185,8 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
             return super().validation_step(batch)
 
     def initialize(self):
+        if self._misfit is not None:
+            raise self._misfit
         # the same seed gives every method the same initial student
         seed_everything(self.kd.seed)
         super().initialize()
@@ -228,11 +248,13 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
         buffer.seek(0)
         # nothing but what nnU-Net has written into memory just now
         checkpoint = torch.load(buffer, map_location="cpu", weights_only=False)
-        checkpoint[SECTION] = self._extra_state() | ({"ranks": ranks} if len(ranks) > 1 else {})
+        checkpoint[SECTION] = (
+            {"recipe": recipe_of(self.kd)} | self._extra_state() | ({"ranks": ranks} if len(ranks) > 1 else {})
+        )
         save_atomically(checkpoint, Path(filename))
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """nnU-Net's continuation plus our own key, from a file that was read safely.
+        """nnU-Net's continuation plus our own key, from a file that was read safely. Its recipe goes on (recipe.py).
 
         nnU-Net itself reads checkpoints in a way that runs whatever code they ask for. What :func:`load_checkpoint` has
         accepted asks for none.
@@ -241,6 +263,11 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
             KDError: the file is missing, damaged, or holds what no nnU-Net checkpoint holds.
         """
         checkpoint = load_checkpoint(filename_or_checkpoint)
+        if not self.was_initialized:
+            self.kd, lines = config_of(checkpoint, self.plans_manager.plans, type(self))
+            self._misfit = None
+            for line in lines:
+                self.print_to_log_file(f"nnunet_kd: {line}")
         try:
             with numpy_numbers_allowed():  # Primus's trainers load as torch does by default, which refuses nnU-Net's own log
                 super().load_checkpoint(filename_or_checkpoint)

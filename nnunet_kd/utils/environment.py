@@ -7,7 +7,6 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import nnunet_kd
 from nnunet_kd.utils.errors import KDError
 
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -45,7 +44,7 @@ def trainers_path() -> Path:
     """
     spec = find_spec("nnunet_kd.trainers")
     candidates = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
-    candidates.append(Path(nnunet_kd.__file__).parents[1] / "trainers")
+    candidates.append(Path(__file__).parents[2] / "trainers")
     for folder in candidates:
         if any(folder.glob("nnUNetTrainer*.py")):
             return folder.resolve()

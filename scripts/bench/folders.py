@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from unittest import mock
 
-from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.config.presets import settings_of
 from nnunet_kd.utils.errors import KDError
 
 DATASET = "Dataset999_Bench"
@@ -161,7 +161,7 @@ class Trainers:
         from nnunet_kd.training.scheduled import nnUNetTrainerScheduled
 
         settings = dict(row.settings)
-        if self.o.views is not None and ("views" in settings or "views" in PRESETS[row.preset]):
+        if self.o.views is not None and ("views" in settings or "views" in settings_of(row.preset)):
             settings["views"] = {**settings.get("views", {}), "count": self.o.views}
         plans = json.loads(json.dumps(self.plans))
         plans["nnunet_kd"] |= {"preset": row.preset, **settings}

@@ -5,12 +5,16 @@ import copy
 import numpy as np
 import pytest
 import torch
-from distilling import run, setup
+from distilling import of_decoder, of_encoder, run, setup, touched
 from helpers import plans
 from small_runs import known_trainers, make, one_step, same, student, weights
 
-from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.config.presets import ALIASES, NAMES, PRESETS, full_name, settings_of
+from nnunet_kd.config.recipe import RETIRED
 from nnunet_kd.config.run import read_config, to_dict
+from nnunet_kd.training import distillation as trainer
+from nnunet_kd.training import named as named_trainers
+from nnunet_kd.training import retired as retired_trainers
 from nnunet_kd.utils.errors import KDError
 
 GRAPHS, CROSS = ("intra", "inter"), ("cross_ts", "cross_st")
@@ -24,12 +28,10 @@ TERMS = {
     "inter": ("inter",),
     "cross": CROSS,
     "intra+inter": GRAPHS,
-    "all": GRAPHS + CROSS,
     "paper": GRAPHS + CROSS,
-    "default": ("kd",),
-    "adjusted": ("kd",),
-    "balanced": ("kd",),
-    "dice": ("kd", "dml@logits"),
+    "kd+mirrored": ("kd",),
+    "kd+adjusted+mirrored": ("kd",),
+    "gkd": ("kd", *GRAPHS, *CROSS),
     "cross-view": ("kd", *GRAPHS, *CROSS),
     "at": ("at@bottleneck",),
     "fitnets": ("fitnets@bottleneck",),
@@ -84,11 +86,100 @@ def test_every_preset_with_msans_steps_on_volumes_at_batch_1(preset):
 
 
 def test_all_is_paper_and_student_is_nothing():
-    configs = {p: to_dict(read_config(plans(), p, "T")) for p in PRESETS}
-    configs["all"].pop("preset"), configs["paper"].pop("preset")
-    assert configs["all"] == configs["paper"]
+    assert to_dict(read_config(plans(), "all", "T")) == to_dict(read_config(plans(), "paper", "T"))
     plain = read_config(plans(views={"count": 3}, msan={"dim": 5}, act={}, terms={"inter": {}}), "student", "T")
     assert (plain.views, plain.msan, plain.act, plain.terms.active) == (None, None, None, [])
+
+
+ALIASED = {  # what an old name means, as it was written out before it became an alias
+    "adjusted": {"terms": {"kd": {"weight": 1.0, "target": "anchor"}}, "logit_adjustment": 0.5},
+    "balanced": {"terms": {"kd": {"weight": 1.0, "target": "anchor", "balance": 1.0}}},
+    "dice": {
+        "terms": {"kd": {"weight": 1.0, "target": "anchor", "balance": 0.5}},
+        "losses": {"logits": {"dml": {"weight": 1.0, "target": "anchor"}}},
+    },
+    "default": {
+        "terms": {"kd": {"weight": 1.0, "target": "anchor"}},
+        "logit_adjustment_views": 1.0,
+        "mirrored_teacher": True,
+    },
+}
+
+
+@pytest.mark.parametrize("name", ALIASED)
+def test_an_alias_means_what_it_meant(name):
+    probe = {
+        "views": {"preset": "strong", "count": 1, "student_loss": "anchor"},
+        "msan": {"kind": "spatial", "stages": ["bottleneck"], "dim": 128, "after_act": "joint"},
+        "act": {"consistency": 0.0, "decoded": 0.0, "share": 0.25},
+    }
+    found = to_dict(read_config(plans(), name, "T"))
+    expected = to_dict(read_config(plans(), None, "T", {"preset": full_name(name), **probe, **ALIASED[name]}))
+    assert found == expected
+
+
+def test_aliases_are_of_presets_and_no_preset_is_called_like_one():
+    assert {settings["preset"] for settings in ALIASES.values()} <= set(PRESETS) and not set(ALIASES) & set(PRESETS)
+    assert (
+        full_name("default") == "kd+adjusted+mirrored" and full_name("adjusted") == "adjusted" and len(set(NAMES)) == len(NAMES)
+    )
+    settings_of("default")["terms"]["kd"]["weight"] = 9.0
+    assert settings_of("default")["terms"]["kd"]["weight"] == 1.0
+
+
+def test_plans_and_trainer_may_name_one_preset_by_two_names():
+    assert read_config(plans(preset="default"), "kd+adjusted+mirrored", "T").preset == "kd+adjusted+mirrored"
+    with pytest.raises(
+        KDError, match='"default", which is "kd.adjusted.mirrored", but trainer T stands for preset "gkd".*remove'
+    ):
+        read_config(plans(preset="default"), "gkd", "T")
+
+
+def test_kd_mirrored_is_kd_on_views_from_a_mirrored_teacher_and_nothing_else():
+    mirrored, views = (to_dict(read_config(plans(), p, "T")) for p in ("kd+mirrored", "kd+views"))
+    assert mirrored.pop("mirrored_teacher") and mirrored | {"preset": "kd+views"} == views
+
+
+def trains_by_everything(config) -> bool:
+    """Whether MSANs, ACT, DCGD's two graphs and DICD both ways train the student."""
+    terms, act = config.terms, config.act
+    if config.msan is None or act is None or None in (terms.intra, terms.inter, terms.cross):
+        return False
+    trained = act.reconstruction + act.semantic + act.consistency + act.decoded + act.alignment > 0
+    return (
+        trained
+        and min(
+            terms.intra.weight, terms.inter.weight, terms.cross.weight * terms.cross.ts, terms.cross.weight * terms.cross.st
+        )
+        > 0
+    )
+
+
+def test_a_trainer_is_called_gkd_if_and_only_if_all_of_gkd_trains_the_student():
+    classes = {
+        n: c
+        for n, c in {**vars(trainer), **vars(named_trainers)}.items()
+        if n.startswith("nnUNetTrainer") and hasattr(c, "preset")
+    }
+    gkd = {n for n, c in classes.items() if c.preset and trains_by_everything(read_config(plans(), c.preset, n))}
+    assert (
+        gkd == {n for n in classes if "GKD" in n} == {"nnUNetTrainerGKD", "nnUNetTrainerGKDCrossView", "nnUNetTrainerGKDPaper"}
+    )
+    retired = {n: c.preset for n, c in vars(retired_trainers).items() if n.startswith("nnUNetTrainerGKD")}
+    assert retired == RETIRED and not set(retired) & set(classes)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_every_term_of_gkd_has_a_gradient_on_the_student_at_batch_2(dims, regions):
+    distiller, network, data, onehot = setup("gkd", dims, regions, batch=2)
+    _, terms = run(distiller, network, data, onehot)
+    assert set(terms) == {"kd", *GRAPHS, *CROSS}
+    for name, (weight, value) in terms.items():
+        assert weight > 0 and value > 0, name
+        # DICD's TS has the teacher's vectors in place of all the student's features: it trains the student's decoder
+        part = of_decoder if name == "cross_ts" else of_encoder
+        assert part(touched(network, value)), name
 
 
 def test_paper_has_the_published_form():
@@ -101,7 +192,7 @@ def test_paper_has_the_published_form():
 
 
 def test_columns_of_the_ablation_differ_in_their_terms_alone():
-    columns = [read_config(plans(), p, "T") for p in ("intra", "inter", "cross", "intra+inter", "all")]
+    columns = [read_config(plans(), p, "T") for p in ("intra", "inter", "cross", "intra+inter", "paper")]
     assert len({str(to_dict(c)["views"] | to_dict(c)["msan"] | to_dict(c)["act"]) for c in columns}) == 1
     assert columns[3].terms.intra == columns[0].terms.intra == columns[4].terms.intra
     assert columns[3].terms.inter == columns[1].terms.inter == columns[4].terms.inter

@@ -3,15 +3,15 @@ import math
 import pytest
 from helpers import TEACHER, plans
 
-from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.config.presets import NAMES, full_name
 from nnunet_kd.config.run import read_config
 from nnunet_kd.utils.errors import KDError
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", NAMES)
 def test_every_preset_is_valid_and_needs_what_it_says(preset):
     config = read_config(plans(preset=preset), None, "nnUNetTrainerDistillation")
-    assert config.preset == preset
+    assert config.preset == full_name(preset)
     assert (config.msan is not None) == config.need_alignment == (config.act is not None)
 
 

@@ -186,7 +186,7 @@ def test_the_card(exported, student):
     megabytes = (exported / "fold_0" / "checkpoint_final.pth").stat().st_size / 1e6
     assert f"| parameters | {parameters:,} |" in card
     assert f"| checkpoint files | {megabytes:.2f} MB |" in card
-    assert "distilled with nnUNetTrainerGKD (terms: kd, losses.logits.dml)" in card
+    assert "distilled with nnUNetTrainerGKD (terms: kd, intra, inter, cross, losses.logits.dml)" in card
     assert "from the teacher Dataset950_Tiny/nnUNetTrainer__nnUNetPlans__2d (trainer nnUNetTrainer," in card
     assert "nnUNetv2_predict_from_modelfolder -i IMAGES -o OUTPUT -m MODEL -f 0 -device cpu" in card
     assert "inherit the terms of the data" in card and "32 x 32" in card

@@ -17,7 +17,7 @@ from nnunetv2.run.run_training import get_trainer_from_args
 from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from skimage.io import imread, imsave
 
-from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.config.presets import settings_of
 from nnunet_kd.evaluation.domains import Domain, evaluate_predictions, parse_domain
 from nnunet_kd.evaluation.evaluate import EvaluationRequest, Model, evaluate
 from nnunet_kd.evaluation.fsd.vectors import load_aligned_run, semantic_vectors
@@ -29,7 +29,8 @@ from nnunet_kd.planning.requests import StudentRequest
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError
 
-DIM = PRESETS["default"]["msan"]["dim"]
+TRAINER = "nnUNetTrainerKDAdjustedMirrored"  # one MSAN, at the bottleneck
+DIM = settings_of("default")["msan"]["dim"]
 FINAL = "fold_0/checkpoint_final.pth"
 
 
@@ -49,7 +50,7 @@ def train_gkd(dataset, teacher: Path) -> Path:
         patch.setenv("nnUNet_extTrainer", str(trainers_path()))
         patch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
         device = torch.device("cpu")
-        trainer = get_trainer_from_args(str(dataset.id), dataset.configuration, 0, "nnUNetTrainerGKD", "Vectors", device=device)
+        trainer = get_trainer_from_args(str(dataset.id), dataset.configuration, 0, TRAINER, "Vectors", device=device)
         trainer.run_training()
     assert planned.plans_name == "Vectors"
     return Path(trainer.output_folder_base)
@@ -195,7 +196,7 @@ def test_a_run_is_loaded_with_its_own_weights(gkd, tiny_teacher):
 def test_a_trainer_of_the_users_own_is_found(gkd, home, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "nnUNetTrainerMine.py").write_text(
-        "from nnunet_kd.training.named import nnUNetTrainerGKD\nclass nnUNetTrainerMine(nnUNetTrainerGKD):\n    pass\n"
+        f"from nnunet_kd.training.named import {TRAINER}\nclass nnUNetTrainerMine({TRAINER}):\n    pass\n"
     )
     monkeypatch.setenv("nnUNet_extTrainer", str(tmp_path / "mine"))
     folder = Path(shutil.copytree(gkd, tmp_path / gkd.name))
@@ -245,7 +246,13 @@ def test_3d_vectors(volumes):
 def test_a_run_whose_settings_do_not_fit_its_checkpoint(gkd, tmp_path):
     folder = Path(shutil.copytree(gkd, tmp_path / gkd.name))
     plans = json.loads((folder / "plans.json").read_text())
-    plans["nnunet_kd"]["msan"] = {"dim": 2 * DIM}
+    plans["nnunet_kd"]["msan"] = {"dim": 2 * DIM}  # the checkpoint's recipe is read, not this
+    (folder / "plans.json").write_text(json.dumps(plans))
+    assert (
+        load_aligned_run(folder).alignment.msans.state_dict().keys()
+        == load_aligned_run(gkd).alignment.msans.state_dict().keys()
+    )
+    plans["nnunet_kd"]["teacher"]["stages"]["channels"][-1] *= 2
     (folder / "plans.json").write_text(json.dumps(plans))
     with pytest.raises(KDError, match=r"checkpoint_final\.pth holds MSANs that do not fit .*plans\.json"):
         load_aligned_run(TrainedFold.open(folder))

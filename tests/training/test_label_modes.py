@@ -35,6 +35,11 @@ def _of_both(*parts: str) -> list[str]:
 EXPECTED = {
     "nnUNetTrainerGKD": (
         ["kd", "act_autoencoder"],
+        ["kd", "act_alignment_student", *_of_both("reconstruction", "semantic", "consistency")],
+        ["kd", *TERMS, "act_alignment_student", *_of_both("reconstruction", "semantic", "consistency")],
+    ),
+    "nnUNetTrainerKDAdjustedMirrored": (
+        ["kd", "act_autoencoder"],
         ["kd", *_of_both("reconstruction", "semantic")],
         ["kd", *_of_both("reconstruction", "semantic")],
     ),

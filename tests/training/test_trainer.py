@@ -60,7 +60,7 @@ def test_the_checkpoint_holds_the_plain_student_and_nothing_of_the_teacher(gkd, 
     for name, value in teacher.items():
         if value.numel() > 64:  # smaller ones may be equal by chance: all zeros, all ones
             assert not any(k.shape == value.shape and torch.equal(k, value) for k in kept), name
-    assert set(checkpoint["nnunet_kd"]) == {"random", "distiller"}
+    assert set(checkpoint["nnunet_kd"]) == {"recipe", "random", "distiller"}
     assert len(checkpoint["optimizer_state"]["param_groups"]) == 1  # MSANs have an optimizer of their own
 
 
@@ -247,7 +247,7 @@ def test_a_probe_leaves_the_student_as_it_is(tiny_teacher):
     """MSANs that no term reads learn beside the student: its weights are those of a training without them, bit for bit."""
     found = []
     for name, section in (("KDprobe", {}), ("KDnoprobe", {"msan": None, "act": None})):
-        trainer = make("nnUNetTrainerGKD", student(tiny_teacher, name, **section))
+        trainer = make("nnUNetTrainerKDAdjustedMirrored", student(tiny_teacher, name, **section))
         assert (trainer.kd.msan is None) == bool(section)
         trainer.on_train_start()
         before = None if section else {k: v.clone() for k, v in trainer.distiller.alignment.msans.state_dict().items()}

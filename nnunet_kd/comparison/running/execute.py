@@ -21,10 +21,11 @@ from tqdm import tqdm
 from nnunet_kd.comparison import git
 from nnunet_kd.comparison.analysis.costs import KEPT
 from nnunet_kd.comparison.measure import measure_run, now
-from nnunet_kd.comparison.planning import Comparison, Run, difference, same_training
+from nnunet_kd.comparison.planning import Comparison, Run, same_training
 from nnunet_kd.comparison.rows import append_rows, cases_by_identity, identity, read_rows, replace_rows
 from nnunet_kd.comparison.running.train import RECORD, read_record
 from nnunet_kd.comparison.sizes import FINAL
+from nnunet_kd.config.recipe import difference
 from nnunet_kd.config.run import SECTION
 from nnunet_kd.deploy.export import export_model
 from nnunet_kd.evaluation.domains import Domain
@@ -70,12 +71,12 @@ def unmeasured(comparison: Comparison, run: Run, rows: list[dict[str, str]] | No
     """The run's domains with only those cases whose row is from before there were the columns `rows.MEASURED`."""
     rows = read_rows(comparison.settings.csv) if rows is None else rows
     old = cases_by_identity(r for r in rows if r["hd95"] == "")
-    found = []
+    remaining = []
     for domain in comparison.domains_of(run):
         without = old.get(_identity_of(run, domain), set())
         if left := [c for c in domain.cases if c in without]:
-            found.append(dataclasses.replace(domain, cases=left))
-    return found
+            remaining.append(dataclasses.replace(domain, cases=left))
+    return remaining
 
 
 def execute(comparison: Comparison, run: Run, lock_fd: int, say: Say, bar: bool | None = None) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from nnunet_kd.evaluation.domains import Domain
 from nnunet_kd.evaluation.fsd import distance as fsd
-from nnunet_kd.evaluation.fsd.post_hoc import fit_of, fit_of_run, fitted_run
+from nnunet_kd.evaluation.fsd.post_hoc import PRESET, fit_of, fit_of_run, fitted_run
 from nnunet_kd.evaluation.fsd.sample import Sample
 from nnunet_kd.evaluation.fsd.vectors import AlignedRun, load_aligned_run, semantic_vectors
 from nnunet_kd.evaluation.predict import check_readable
@@ -40,7 +40,7 @@ class RunsRequest:
     Args:
         msan: "own" (of the training), "fit" (fit them to every model, post_hoc.py), "auto": own if every model has some of one
             kind, stages and size and there is no ``preset``, else fit.
-        preset: whose settings are fitted; default: those of the first model with MSANs, else the default preset's.
+        preset: whose settings are fitted; default: those of the first model with MSANs, else those of ``kd+adjusted+mirrored``.
         steps, seed: of the fit.
         networks: with own MSANs, which networks are read.
         cache: folder for fitted MSANs.
@@ -80,7 +80,7 @@ def prepare_runs(
         teacher = "teacher" in request.networks
         return {name: load_aligned_run(fold, teacher, open_fold) for name, fold in folds.items()}
     if request.preset or not settings:
-        fit = fit_of(request.preset or "default", request.steps, request.seed)
+        fit = fit_of(request.preset or PRESET, request.steps, request.seed)
     else:
         fit = next(iter(settings.values()))
     return {name: fitted_run(fold, fit, name, request.cache, open_fold) for name, fold in folds.items()}

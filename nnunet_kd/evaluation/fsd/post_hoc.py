@@ -26,8 +26,8 @@ from torch import nn
 from tqdm import tqdm
 
 from nnunet_kd.augmentation.views import Views as Augmentation
-from nnunet_kd.config.presets import PRESETS
-from nnunet_kd.config.run import read_config
+from nnunet_kd.config.presets import NAMES, settings_of
+from nnunet_kd.config.recipe import config_of
 from nnunet_kd.config.terms import ACT, MSAN, Views
 from nnunet_kd.datasets.nnunet_format import read_fold
 from nnunet_kd.distillation.alignment import Alignment, AlignmentTrainer
@@ -44,6 +44,7 @@ from nnunet_kd.utils.files import sha256
 from nnunet_kd.utils.finite import SkipStep
 from nnunet_kd.utils.random_state import random_state, seed_everything, set_random_state
 
+PRESET = "kd+adjusted+mirrored"  # whose MSANs are fitted where nothing else is said, as in docs/results.md
 _FOREGROUND = 0.33  # nnU-Net's share of patches that must show foreground
 
 
@@ -64,16 +65,16 @@ class Fit:
         return max(1, round(self.steps * self.act.start / end)) if self.act.semantic else 0
 
 
-def fit_of(preset: str = "default", steps: int = 600, seed: int = 0) -> Fit:
+def fit_of(preset: str = PRESET, steps: int = 600, seed: int = 0) -> Fit:
     """A preset's MSAN, ACT and view settings.
 
     Raises:
         KDError: no such preset, or one without MSANs.
     """
-    with_msan = [name for name, content in PRESETS.items() if "msan" in content]
+    with_msan = [name for name in NAMES if "msan" in settings_of(name)]
     if preset not in with_msan:
         raise KDError(f'preset "{preset}" has no MSANs to fit: use one of {", ".join(with_msan)}')
-    content = PRESETS[preset]
+    content = settings_of(preset)
     return Fit(
         MSAN(**content["msan"]),
         dataclasses.replace(ACT(**content.get("act", {})), alignment=0.0),
@@ -90,7 +91,7 @@ def fit_of_run(fold: TrainedFold, steps: int = 600, seed: int = 0) -> Fit:
     make_our_trainers_known()
     with contextlib.redirect_stdout(io.StringIO()):
         trainer = recursive_find_trainer_class_by_name(fold.trainer_name)
-    config = read_config(fold.model.plans, trainer.preset, fold.trainer_name)
+    config, _ = config_of(fold.content, fold.model.plans, trainer)
     return Fit(config.msan, dataclasses.replace(config.act, alignment=0.0), config.views, steps, seed)
 
 

@@ -23,7 +23,8 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 from tqdm import tqdm
 
-from nnunet_kd.config.run import SECTION, read_config
+from nnunet_kd.config.recipe import config_of
+from nnunet_kd.config.run import SECTION
 from nnunet_kd.distillation.alignment import Alignment
 from nnunet_kd.evaluation.domains import Domain
 from nnunet_kd.evaluation.fsd.sample import Sample
@@ -130,7 +131,7 @@ def load_aligned_run(fold: TrainedFold, with_teacher: bool = True, open_fold: Op
     student = fold.network()
     with contextlib.redirect_stdout(io.StringIO()):  # nnU-Net's search for the trainer talks
         trainer = recursive_find_trainer_class_by_name(fold.trainer_name)
-    config = read_config(model.plans, trainer.preset, fold.trainer_name)
+    config, _ = config_of(fold.content, model.plans, trainer)
     stages = config.teacher.stages
     tables = {
         "teacher": StageTable.from_lists(stages.family, stages.channels, stages.strides),

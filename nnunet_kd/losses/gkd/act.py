@@ -38,7 +38,7 @@ def regularisation(vectors: Tensor, semantic: Tensor) -> Tensor:
 
     Args:
         vectors: z_m `(B, d)`.
-        semantic: z_P `(B, d)`, standardised (:meth:`nnunet_kd.networks.semantic_autoencoder.SemanticAutoencoder.standardise`); detached.
+        semantic: z_P `(B, d)`, standardised (`SemanticAutoencoder.standardise`); detached.
     """
     return F.mse_loss(vectors, semantic.detach())
 

@@ -13,7 +13,7 @@ import torch
 from small_runs import known_trainers, make, student
 
 from nnunet_kd.cli.main import main
-from nnunet_kd.config.presets import PRESETS
+from nnunet_kd.config.presets import settings_of
 from nnunet_kd.config.terms import ACT, MSAN, Views
 from nnunet_kd.evaluation import evaluate
 from nnunet_kd.evaluation.domains import parse_domain
@@ -114,7 +114,7 @@ def test_fitting_needs_the_training_data(tiny_dataset, tiny_teacher, monkeypatch
         fitted_run(TrainedFold.open(tiny_teacher), SMALL)
     with pytest.raises(KDError, match='preset "kd" has no MSANs to fit: use one of intra'):
         fit_of("kd")
-    assert fit_of("default").msan.dim == PRESETS["default"]["msan"]["dim"]
+    assert fit_of("default").msan.dim == settings_of("default")["msan"]["dim"]
 
 
 def test_a_perfect_prediction_has_no_distance_from_the_annotation(tiny_teacher, home):
