@@ -180,7 +180,7 @@ def rewrite(file: Path, **changes) -> None:
 
 DAMAGES = {
     "folder gone": (shutil.rmtree, "model folder .* does not exist"),
-    "no checkpoint": (lambda f: (f / FINAL).unlink(), r"fold_0/checkpoint_final.pth is missing \(folds with"),
+    "no checkpoint": (lambda f: (f / FINAL).unlink(), r"no checkpoint at .*fold_0/checkpoint_final.pth \(folds with"),
     "truncated": (
         lambda f: (f / FINAL).write_bytes((f / FINAL).read_bytes()[:500]),
         "truncated|damaged|not a checkpoint",
