@@ -6,6 +6,7 @@ exported, predicted with stock nnU-Net on the source's test cases and on three u
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import shlex
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from nnunet_kd.cli import data, deploy, plan
 from nnunet_kd.utils.environment import command_path, trainers_path
 from nnunet_kd.utils.errors import KDError
 
@@ -308,10 +310,12 @@ def _evaluate(
 
 def _run_here(step: Step, log: Path) -> None:
     """One of our own commands, in this process: starting another Python and importing nnU-Net again takes seconds."""
-    from nnunet_kd.cli.main import build_parser
-
+    parser = argparse.ArgumentParser(prog="nnunet-kd")
+    commands = parser.add_subparsers(required=True)
+    for add in (data.add_synth, plan.add_plan, deploy.add_export):
+        add(commands)
     with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        options = build_parser().parse_args(step.command[1:])
+        options = parser.parse_args(step.command[1:])
         options.run(options)
 
 

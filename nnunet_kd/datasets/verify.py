@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from nnunet_kd.datasets.contact_sheet import contact_sheet
-from nnunet_kd.datasets.field_of_view import doubt, fitted_circle
+from nnunet_kd.datasets.fundus.field_of_view import doubt, fitted_circle
 from nnunet_kd.datasets.nnunet_format import missing_text, shortened
 from nnunet_kd.datasets.volumetric.volumes import elsewhere, label_counts, read_volume
 from nnunet_kd.utils.errors import KDError

@@ -14,9 +14,9 @@ from nnunet_kd.comparison.analysis.costs import NetworkCost, network_costs
 from nnunet_kd.comparison.analysis.differences import Comparison, compare_with
 from nnunet_kd.comparison.analysis.groups import Group, collect, datasets_of, interval, is_unseen
 from nnunet_kd.comparison.git import in_work_tree
-from nnunet_kd.comparison.measures import measure_tables
 from nnunet_kd.comparison.report import figures as drawn
 from nnunet_kd.comparison.report.cases import data_card, overlay, read_fsd, training_curves_of
+from nnunet_kd.comparison.report.measures import measure_tables
 from nnunet_kd.comparison.report.tables import (
     check_against,
     cost_table,

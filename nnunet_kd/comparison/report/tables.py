@@ -9,8 +9,8 @@ from nnunet_kd.comparison.analysis.costs import NetworkCost, network_costs
 from nnunet_kd.comparison.analysis.differences import CLUSTERS, ENOUGH, Comparison, compare_with
 from nnunet_kd.comparison.analysis.groups import Group, collect, datasets_of, interval, is_unseen, unseen_mean
 from nnunet_kd.comparison.analysis.statistics import Difference, smallest_p_value
-from nnunet_kd.comparison.measures import measure_columns, measure_tables
-from nnunet_kd.comparison.names import Names
+from nnunet_kd.comparison.report.measures import measure_columns, measure_tables
+from nnunet_kd.comparison.report.names import Names
 from nnunet_kd.comparison.report.render import Table, csv_text, latex, markdown
 from nnunet_kd.comparison.settings import CompareSettings
 from nnunet_kd.utils.errors import KDError

@@ -20,9 +20,9 @@ from tqdm import tqdm
 
 from nnunet_kd.comparison import git
 from nnunet_kd.comparison.analysis.costs import KEPT
-from nnunet_kd.comparison.measure import measure_run, now
 from nnunet_kd.comparison.planning import Comparison, Run, same_training
 from nnunet_kd.comparison.rows import append_rows, cases_by_identity, identity, read_rows, replace_rows
+from nnunet_kd.comparison.running.measure import measure_run, now
 from nnunet_kd.comparison.running.train import RECORD, read_record
 from nnunet_kd.comparison.sizes import FINAL
 from nnunet_kd.config.recipe import difference

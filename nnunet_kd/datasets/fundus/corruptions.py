@@ -18,14 +18,13 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 from skimage import color
 
-if TYPE_CHECKING:
-    from nnunet_kd.datasets.fundus.photographs import FundusCase
+Case = TypeVar("Case")  # photographs.FundusCase, which knows this file
 
 
 def corrupt(image: np.ndarray, fov: np.ndarray, corruption: str, case: str) -> np.ndarray:
@@ -40,7 +39,7 @@ def corrupt(image: np.ndarray, fov: np.ndarray, corruption: str, case: str) -> n
     return np.where(fov[..., None], CORRUPTIONS[corruption](image, fov, generator), 0).astype(np.uint8)
 
 
-def corrupted(cases: Sequence[FundusCase]) -> list[FundusCase]:
+def corrupted(cases: Sequence[Case]) -> list[Case]:
     """Every case once per corruption, named `CASE__CORRUPTION`; all of them training cases for nnU-Net, which has no
     other place for labelled images that belong to no test part."""
     return [replace(c, name=f"{c.name}__{k}", corruption=k, tag="Tr") for c in cases for k in CORRUPTIONS]

@@ -29,8 +29,8 @@ from PIL import Image, ImageDraw, UnidentifiedImageError
 from scipy import ndimage
 from tqdm import tqdm
 
-from nnunet_kd.datasets.field_of_view import FieldOfView, find_field_of_view
 from nnunet_kd.datasets.fundus.corruptions import corrupt, severities
+from nnunet_kd.datasets.fundus.field_of_view import FieldOfView, find_field_of_view
 from nnunet_kd.datasets.nnunet_format import ConversionReport, check_choice, write_case, write_dataset_json
 from nnunet_kd.datasets.sources import SourceFiles
 from nnunet_kd.utils.errors import KDError

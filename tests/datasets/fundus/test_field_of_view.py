@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from nnunet_kd.datasets.field_of_view import doubt, find_field_of_view, fitted_circle
+from nnunet_kd.datasets.fundus.field_of_view import doubt, find_field_of_view, fitted_circle
 from nnunet_kd.datasets.fundus.photographs import read_binary, read_rgb
 from nnunet_kd.datasets.verify import verify_dataset
 

@@ -17,8 +17,8 @@ from skimage.io import imread, imsave
 
 import nnunet_kd.comparison.running.execute as execution
 from nnunet_kd.cli.main import main
-from nnunet_kd.comparison.measure import measured_cells
 from nnunet_kd.comparison.rows import COLUMNS, MEASURED, append_rows, read_rows
+from nnunet_kd.comparison.running.measure import measured_cells
 from nnunet_kd.evaluation.domains import parse_domain
 from nnunet_kd.evaluation.metrics.overlap import case_metrics
 from nnunet_kd.evaluation.offsets import CaseLogits

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nnunet_kd.comparison.analysis.groups import Group
-from nnunet_kd.comparison.names import Names
+from nnunet_kd.comparison.report.names import Names
 from nnunet_kd.comparison.report.render import Table
 
 
