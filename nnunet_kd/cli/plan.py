@@ -31,7 +31,7 @@ def add_plan(commands) -> None:
     p.add_argument("--iterations", type=int, help=steps)
     p.add_argument("--epochs", type=int, help="epochs to spread them over (default: about 50 steps each)")
     half = "bfloat16: about half the time per step on CPUs that have the instructions (student: as its teacher)"
-    rate = "learning rate at the start (default: nnU-Net's 0.01; student: as its teacher)"
+    rate = "learning rate at the start (default: nnU-Net's 0.01; student: 0.1 if it is small, else as its teacher)"
     p.add_argument("--initial-lr", type=float, help=rate)
     p.add_argument("--cpu-precision", choices=["float32", "bfloat16"], help=half)
     p.add_argument("--seed", type=int, default=0, help="default: 0; another seed becomes part of the plans name")
@@ -175,6 +175,7 @@ def _plan(o) -> None:
     schedule = planned.plans["nnunet_kd"]["schedule"]
     print(f"\nwrote {planned.file}")
     print(f"schedule: {schedule['epochs']} epochs x {schedule['iterations_per_epoch']} iterations, seed {o.seed}")
+    print(f"learning rate: {schedule['initial_lr']:g} at the start ({planned.rate_reason}); --initial-lr sets another")
     print("train with:\n  export nnUNet_extTrainer=$(nnunet-kd trainers-path)")
     device = "" if torch.cuda.is_available() else " -device cpu"
     for trainer in trainers:

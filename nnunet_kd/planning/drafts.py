@@ -20,6 +20,7 @@ from nnunet_kd.nnunet_io.cascade import find_previous_stage
 from nnunet_kd.nnunet_io.configurations import configurations_of, features_of, set_convs, set_features, set_patch_size
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network
 from nnunet_kd.nnunet_io.teacher import check_compatible, check_patch_size, describe_teacher
+from nnunet_kd.planning.learning_rate import student_learning_rate
 from nnunet_kd.planning.requests import StudentRequest, TeacherRequest
 from nnunet_kd.utils.errors import KDError
 
@@ -29,11 +30,15 @@ STUDENT_PLANS = "nnUNetKDPlans"
 
 @dataclass(frozen=True)
 class Draft:
-    """Plans that could be written, the patch size of their networks, and those networks, untrained, by role (teacher first)."""
+    """Plans that could be written, the patch size of their networks, and those networks, untrained, by role (teacher first).
+
+    ``rate_reason`` says why the learning rate is what it is.
+    """
 
     plans: dict
     patch_size: list[int]
     networks: dict[str, nn.Module]
+    rate_reason: str
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,8 @@ def draft_teacher(request: TeacherRequest, base: dict, dataset_json: dict, prepr
     plans[SECTION] |= _previous_stage(config, request)
     read_config(plans, "student", "nnUNetTrainerScheduled")
     network = _network(plans, dataset_json, request.configuration)
-    return Draft(plans, config["patch_size"], {"teacher": network})
+    reason = "nnU-Net's own" if request.initial_lr is None else "as given"
+    return Draft(plans, config["patch_size"], {"teacher": network}, reason)
 
 
 def student_base(
@@ -153,13 +159,19 @@ def draft_student(request: StudentRequest, base: StudentBase) -> Draft:
         set_convs(config, request.convs)
     narrow = [max(request.min_features, round(f * request.width)) for f in wide[: request.depth]]
     set_features(config, list(request.features) if request.features else narrow)
-    usual = teacher.plans.get(SECTION, {}).get("schedule")
-    schedule = make_schedule(
-        request.iterations, request.epochs, Schedule(**usual) if usual else None, request.cpu_precision, request.initial_lr
-    )
+    plans["configurations"] = configurations
+    networks = {
+        "teacher": build_network(teacher, teacher.trainer),
+        "student": _network(plans, base.dataset_json, request.configuration),
+    }
+    heavy, light = count_parameters(networks["teacher"]), count_parameters(networks["student"])
+    usual = Schedule(**teacher.plans.get(SECTION, {}).get("schedule", {}))
+    rate, reason = request.initial_lr, "as given"
+    if rate is None:
+        rate, reason = student_learning_rate(usual.initial_lr, light, heavy)
+    schedule = make_schedule(request.iterations, request.epochs, usual, request.cpu_precision, rate)
     folder = relative_to_results(teacher.path)
     settings = describe_teacher(teacher, folder, request.teacher_fold, request.teacher_checkpoint)
-    plans["configurations"] = configurations
     plans["plans_name"] = plans_name(request.name or STUDENT_PLANS, request.seed)
     plans[SECTION] = {
         "role": "student",
@@ -172,15 +184,10 @@ def draft_student(request: StudentRequest, base: StudentBase) -> Draft:
     logits_only = isinstance(request.teacher_fold, list) or not settings.stages.channels
     read_config(plans, request.preset or ("kd" if logits_only else "gkd"), "nnUNetTrainerDistillation")
     check_compatible(teacher, settings, plans, request.configuration, base.dataset_json)
-    networks = {
-        "teacher": build_network(teacher, teacher.trainer),
-        "student": _network(plans, base.dataset_json, request.configuration),
-    }
     check_patch_size(teacher, networks["teacher"], config["patch_size"], settings.stages.input_channels)
-    heavy, light = count_parameters(networks["teacher"]), count_parameters(networks["student"])
     if light >= heavy:
         raise KDError(f"the student ({light:,} parameters) is as heavy as the teacher ({heavy:,}): use a smaller --width")
-    return Draft(plans, config["patch_size"], networks)
+    return Draft(plans, config["patch_size"], networks, reason)
 
 
 def check_width(request: StudentRequest) -> None:

@@ -25,12 +25,16 @@ from nnunet_kd.utils.files import write_json
 
 @dataclass(frozen=True)
 class Planned:
-    """A written plans file, its name for ``-p``, and the costs of the networks involved (teacher first)."""
+    """A written plans file, its name for ``-p``, and the costs of the networks involved (teacher first).
+
+    ``rate_reason`` says why the learning rate is what it is.
+    """
 
     file: Path
     plans_name: str
     plans: dict
     costs: dict[str, Cost]
+    rate_reason: str
 
 
 def plan_teacher(request: TeacherRequest) -> Planned:
@@ -125,4 +129,4 @@ def _write(folder: Path, draft: Draft, overwrite: bool) -> Planned:
                 "--overwrite"
             )
     write_json(file, plans)
-    return Planned(file, name, plans, costs)
+    return Planned(file, name, plans, costs, draft.rate_reason)

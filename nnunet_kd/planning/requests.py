@@ -51,7 +51,8 @@ class StudentRequest:
         features: features per stage instead of ``width``; fewer than the teacher's stages make a shallower student.
         depth: number of stages, counted from the full resolution; by default all of the teacher's.
         convs: convolutions per stage (blocks of a residual encoder); by default as the teacher's.
-        iterations, epochs, cpu_precision, initial_lr: the schedule; by default the teacher's.
+        iterations, epochs, cpu_precision: the schedule; by default the teacher's.
+        initial_lr: by default what suits the student's size (learning_rate.py).
         seed: another than 0 becomes part of the plans name.
         preset: named settings; by default the trainer chooses.
         teacher_fold: "same" as the student's, "all", a number, or a list whose predictions are averaged (logits only).
