@@ -298,7 +298,7 @@ def _report_fields(found: Mapping[str, FieldOfView], report: ConversionReport) -
     discs = [name for name, field in found.items() if field.kind == "disc"]
     text = f"found in {len(found)} images"
     if fits:
-        text += f"; {100 * min(fits):.0f} to {100 * max(fits):.0f}% of the outline on a circle"
+        text += f"; at least {100 * min(fits):.0f}% of the outline on a circle"
     if discs:
         text += f"; {len(discs)} with part of the rim lost taken as the whole disc ({', '.join(discs[:3])})"
     report.rows.append(("field of view", text))
