@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from nnunet_kd.datasets.contact_sheet import contact_sheet
 from nnunet_kd.datasets.volumetric.volumes import elsewhere, label_counts, read_volume
+from nnunet_kd.nnunet_io.dataset_json import channel_names
 from nnunet_kd.utils.errors import KDError
 
 N_SHOWN = 6  # cases on the contact sheet, and names in a line of the text
@@ -58,7 +59,7 @@ def verify_dataset(folder: str | Path) -> Verification:
     folder = Path(folder)
     description = _read_json(folder / "dataset.json", required=True)
     try:
-        ending, channels = description["file_ending"], len(description["channel_names"])
+        ending, channels = description["file_ending"], len(channel_names(description))
         allowed = {v for value in description["labels"].values() for v in (value if isinstance(value, list) else [value])}
         training = int(description["numTraining"])
     except (KeyError, TypeError, AttributeError, ValueError) as e:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nnunet_kd.evaluation.domains import Domain, read_map
 from nnunet_kd.nnunet_io.cascade import first_stage_of
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
+from nnunet_kd.nnunet_io.dataset_json import channel_names
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, read_model_folder
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError, first_line
@@ -92,7 +93,7 @@ def check_images(domain: Domain, dataset_json: dict) -> None:
     ending = dataset_json["file_ending"]
     if ending != domain.file_ending:
         raise KDError(f"domain {domain.name} has {domain.file_ending} files, the model reads {ending}: convert the domain")
-    wanted = len(dataset_json.get("channel_names", dataset_json.get("modality")))
+    wanted = len(channel_names(dataset_json))
     files = image_files(domain, domain.cases[0])
     found = sum(map(_channels, files))
     if found != wanted:

@@ -43,6 +43,18 @@ def flat_configuration(plans: dict, configuration: str, folder: Path) -> dict:
             f"configuration {configuration} is not in plans {plans['plans_name']} of {folder.name}: use one of "
             f"{', '.join(have)}"
         )
+    return resolved_configuration(plans, configuration)
+
+
+def resolved_configuration(plans: dict, configuration: str) -> dict:
+    """One configuration as nnU-Net reads it, whatever the age of the plans: the only safe way to a key of it.
+
+    A configuration may leave keys to the one that it inherits from; plans of before nnU-Net 2.5 have no "architecture", which
+    nnU-Net puts together from UNet_class_name and its like. A copy, without "inherits_from".
+
+    Args:
+        plans: content of a plans file that has the configuration; left as it is.
+    """
     config = deepcopy(PlansManager(deepcopy(plans)).get_configuration(configuration).configuration)
     config.pop("inherits_from", None)
     return config

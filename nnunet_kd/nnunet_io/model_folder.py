@@ -18,6 +18,7 @@ from torch import nn
 
 from nnunet_kd.config.run import SECTION
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
+from nnunet_kd.nnunet_io.dataset_json import channel_names
 from nnunet_kd.nnunet_io.trust import check_architectures
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError, first_line
@@ -82,8 +83,10 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
         raise KDError(f"model folder {path} does not exist: pass nnU-Net's folder TRAINER__PLANS__CONFIGURATION")
     plans = _read_object(path / "plans.json", {"dataset_name": str, "plans_name": str, "configurations": dict})
     dataset_json = _read_object(path / "dataset.json", {"labels": dict, "file_ending": str})
-    if not isinstance(dataset_json.get("channel_names", dataset_json.get("modality")), dict):
-        raise KDError(f"{path / 'dataset.json'} names no input channels (channel_names): restore the file")
+    try:
+        channel_names(dataset_json)
+    except KeyError:
+        raise KDError(f"{path / 'dataset.json'} names no input channels (channel_names): restore the file") from None
     check_architectures(plans, path / "plans.json")
     configuration = path.name.split("__")[-1]
     if configuration not in plans.get("configurations", {}):

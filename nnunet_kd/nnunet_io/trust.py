@@ -15,6 +15,7 @@ from nnunet_kd.utils.errors import KDError
 
 VARIABLE = "nnUNet_kd_trust"
 _PACKAGES = ("torch.nn.", "dynamic_network_architectures.")  # where the classes of nnU-Net's planners lie
+_MOVED = "dynamic_network_architectures.architectures."  # nnU-Net looks for a class of this package wherever it lies in it
 
 
 def trusted(path: str | Path) -> bool:
@@ -68,5 +69,16 @@ def _is_network_class(name: object) -> bool:
         found = pydoc.locate(name)
     except pydoc.ErrorDuringImport:
         return False
+    if found is None and name.startswith(_MOVED):
+        found = _wherever_it_lies(name.rsplit(".", 1)[-1])
     # torch.nn.functional.torch.os.system begins with torch.nn, too
     return isinstance(found, type) and issubclass(found, nn.Module) and found.__module__.startswith(_PACKAGES)
+
+
+def _wherever_it_lies(class_name: str) -> object:
+    """What nnU-Net builds where plans name a module that is not there, as its own of older plans do (residual_unet)."""
+    import dynamic_network_architectures
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    folder = os.path.join(dynamic_network_architectures.__path__[0], "architectures")
+    return recursive_find_python_class(folder, class_name, _MOVED.rstrip("."))

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nnunet_kd.deploy.runner.predictor import available_cpus
 from nnunet_kd.networks.cost import count_flops, count_parameters, input_channels, pareto_front
-from nnunet_kd.nnunet_io.configurations import features_of, set_convs, set_features
+from nnunet_kd.nnunet_io.configurations import features_of, resolved_configuration, set_convs, set_features
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network
 from nnunet_kd.planning.latency import installed_backends, measure_in_turn
 from nnunet_kd.planning.plans import student_base
@@ -120,19 +120,19 @@ def propose(
     """
     folder, model, plans, configurations = student_base(dataset, configuration, teacher, base_plans, checkpoint)
     start = configurations[configuration]
-    own = model.plans["configurations"][model.configuration]
+    own = resolved_configuration(model.plans, model.configuration)
 
     def cost(name: str, plans: dict, convs: int | None, config: dict, trainer: str = "nnUNetTrainer") -> Candidate:
         plans = {**plans, "configurations": {**plans["configurations"], configuration: config}}
         counted = ModelFolder(folder, plans, model.dataset_json, configuration)
         return Candidate(name, features_of(config), convs, *_count(counted, trainer), config)
 
-    big = cost("teacher", model.plans, None, own, model.trainer) if "architecture" in own else None
-    if big is None or model.configuration != configuration:
+    if model.configuration != configuration:
         raise KDError(
-            f"--max-params, --max-flops, --max-latency and --list need a teacher of configuration {configuration} "
-            f"with its own architecture, {model.path} has none: use --width or --features"
+            f"--max-params, --max-flops, --max-latency and --list need a teacher of configuration {configuration}, "
+            f"{model.path} is a {model.configuration} model: use --width or --features"
         )
+    big = cost("teacher", model.plans, None, own, model.trainer)
     grid = _grid(start, depth, convs)
     candidates = [cost(name, plans, n, config) for name, n, config in tqdm(grid, desc="counting")]
     front = pareto_front(candidates, lambda c: c.parameters, lambda c: c.flops)

@@ -20,7 +20,14 @@ from torch import nn
 from nnunet_kd.config.run import SECTION, Schedule, read_config, to_dict
 from nnunet_kd.networks.cost import Cost, count_parameters, measure_cost
 from nnunet_kd.nnunet_io.cascade import find_previous_stage
-from nnunet_kd.nnunet_io.configurations import configurations_of, features_of, set_convs, set_features, set_patch_size
+from nnunet_kd.nnunet_io.configurations import (
+    configurations_of,
+    features_of,
+    resolved_configuration,
+    set_convs,
+    set_features,
+    set_patch_size,
+)
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network, read_model_folder
 from nnunet_kd.nnunet_io.teacher import check_compatible, check_patch_size, describe_teacher
 from nnunet_kd.utils.environment import NNUNET_FOLDERS, require_environment
@@ -152,7 +159,10 @@ def student_base(
         )
     plans = deepcopy(model.plans) if base_plans is None else _read_plans(folder / f"{base_plans}.json", dataset)
     # the second stage of a cascade may learn from a teacher that reads images alone
-    if model.configuration != configuration and "previous_stage" not in plans["configurations"].get(configuration, {}):
+    known = configuration in plans["configurations"]
+    if model.configuration != configuration and not (
+        known and "previous_stage" in resolved_configuration(plans, configuration)
+    ):
         raise KDError(
             f"teacher {model.path} is a {model.configuration} model, -c says {configuration}: pass -c {model.configuration} "
             "(for a cascade's second stage, --base-plans PLANS with plans that have it)"

@@ -69,11 +69,12 @@ def _read(folder: Path) -> dict | None:
 def _flops(folder: Path, counted: dict[str, int | None]) -> int | None:
     """Networks of one architecture are counted once."""
     from nnunet_kd.networks.cost import count_flops
+    from nnunet_kd.nnunet_io.configurations import resolved_configuration
     from nnunet_kd.nnunet_io.model_folder import build_network, read_model_folder
 
     try:
         model = read_model_folder(folder)
-        configuration = model.plans["configurations"][model.configuration]
+        configuration = resolved_configuration(model.plans, model.configuration)
         key = json.dumps([configuration["architecture"], configuration["patch_size"]], sort_keys=True)
         if key not in counted:
             with contextlib.redirect_stdout(io.StringIO()):

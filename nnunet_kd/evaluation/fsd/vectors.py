@@ -30,6 +30,7 @@ from nnunet_kd.evaluation.predict import check_images, image_files, load_first_s
 from nnunet_kd.networks.cost import input_channels
 from nnunet_kd.networks.stages import StagePair, StageTable, StageTap, decode, encode, pair_stages, stage_table
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
+from nnunet_kd.nnunet_io.dataset_json import channel_names
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, load_network, read_model_folder
 from nnunet_kd.nnunet_io.teacher import load_teacher
 from nnunet_kd.utils.errors import KDError
@@ -241,7 +242,7 @@ def _batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Patches of the training size ``(B, C, *S)`` with their annotation ``(B, *S)``, one batch at a time."""
     patch = list(PlansManager(model.plans).get_configuration(model.configuration).patch_size)
-    images = len(model.dataset_json.get("channel_names", model.dataset_json.get("modality")))  # a cascade's maps follow
+    images = len(channel_names(model.dataset_json))  # a cascade's maps follow
     stack = data if labels is None else np.concatenate([data, labels[None].astype(data.dtype)])
     waiting: list[torch.Tensor] = []
     for cut in _patches(stack, patch, step, images):

@@ -1,0 +1,148 @@
+"""Files that are legal for nnU-Net and rarely seen: older plans, "modality" in dataset.json, inherited configurations."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from small_runs import known_trainers
+
+from nnunet_kd.deploy.export import export_model
+from nnunet_kd.deploy.runner_export import model_json
+from nnunet_kd.evaluation.predict import load_predictor
+from nnunet_kd.nnunet_io.configurations import resolved_configuration
+from nnunet_kd.nnunet_io.dataset_json import channel_names
+from nnunet_kd.nnunet_io.model_folder import load_network, read_model_folder
+from nnunet_kd.planning.budget import Budget, propose
+from nnunet_kd.planning.plans import plan_student
+from nnunet_kd.utils.errors import KDError
+
+
+def change(file: Path, new) -> None:
+    """Write what `new` makes of a JSON file's content."""
+    file.write_text(json.dumps(new(json.loads(file.read_text()))))
+
+
+@pytest.fixture
+def folder(tiny_teacher, tmp_path) -> Path:
+    """A copy of the teacher's model folder."""
+    return Path(shutil.copytree(tiny_teacher, tmp_path / tiny_teacher.name))
+
+
+def as_before_2_5(plans: dict) -> dict:
+    """Plans as nnU-Net wrote them before 2.5: the network's class by its short name, its numbers beside the patch size."""
+    for config in plans["configurations"].values():
+        if "architecture" not in config:
+            continue
+        architecture = config.pop("architecture")
+        kwargs = architecture["arch_kwargs"]
+        residual = "n_blocks_per_stage" in kwargs
+        config |= {
+            "UNet_class_name": "ResidualEncoderUNet" if residual else "PlainConvUNet",
+            "UNet_base_num_features": kwargs["features_per_stage"][0],
+            "unet_max_num_features": max(kwargs["features_per_stage"]),
+            "n_conv_per_stage_encoder": kwargs["n_blocks_per_stage" if residual else "n_conv_per_stage"],
+            "n_conv_per_stage_decoder": kwargs["n_conv_per_stage_decoder"],
+            "num_pool_per_axis": [len(kwargs["strides"]) - 1] * len(config["patch_size"]),
+            "pool_op_kernel_sizes": kwargs["strides"],
+            "conv_kernel_sizes": kwargs["kernel_sizes"],
+        }
+    plans["foreground_intensity_properties_by_modality"] = plans.pop("foreground_intensity_properties_per_channel")
+    return plans
+
+
+@pytest.fixture(scope="module")
+def old_teachers(tiny_dataset, train):
+    """Trainings with plans of the older format, of a plain and of a residual U-Net, by stock nnU-Net."""
+    found = {}
+    for name in ("PlainConvUNet", "ResidualEncoderUNet"):
+        plans = json.loads(tiny_dataset.plans_file.read_text())
+        kwargs = plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
+        if name == "ResidualEncoderUNet":
+            kwargs["n_blocks_per_stage"] = kwargs.pop("n_conv_per_stage")
+        plans = as_before_2_5(plans) | {"plans_name": f"Old{name}"}
+        (tiny_dataset.preprocessed / f"Old{name}.json").write_text(json.dumps(plans))
+        found[name] = train(tiny_dataset, plans=f"Old{name}")
+    return found
+
+
+@pytest.mark.parametrize("name", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_a_teacher_with_plans_of_the_older_format_is_exported_and_its_card_names_the_network(old_teachers, name, tmp_path):
+    out = export_model(old_teachers[name], tmp_path / "out")
+    card = (out / "MODEL_CARD.md").read_text()
+    assert f"| network | {name}" in card and "32 x 32" in card
+    predictor = load_predictor(out, ("0",), "checkpoint_final.pth")
+    assert type(predictor.network).__name__ == name
+
+
+@pytest.mark.parametrize("name", ["PlainConvUNet", "ResidualEncoderUNet"])
+def test_a_student_of_such_a_teacher_is_trained_exported_and_read_again(old_teachers, tiny_dataset, train, name, tmp_path):
+    planned = plan_student(tiny_dataset.id, "2d", old_teachers[name], features=[4, 8, 8], iterations=2, name=f"Of{name}")
+    with pytest.MonkeyPatch.context() as patch:
+        known_trainers(patch)
+        trained = train(tiny_dataset, "nnUNetTrainerKD", planned.plans_name)
+    out = export_model(trained, tmp_path / "out")
+    network = load_predictor(out, ("0",), "checkpoint_final.pth").network
+    assert type(network).__name__ == type(load_network(read_model_folder(trained), 0)).__name__ == name
+
+
+def test_students_of_such_a_teacher_by_budget(old_teachers):
+    with pytest.raises(KDError, match="the smallest has .* parameters"):  # counted; measuring would take a minute
+        propose(950, "2d", old_teachers["PlainConvUNet"], Budget(parameters=1), depth=3, convs=1)
+
+
+def test_the_intensities_of_older_plans_reach_the_runner(old_teachers):
+    model = read_model_folder(old_teachers["PlainConvUNet"])
+    content = model_json(model.plans, model.dataset_json, "2d", (0, 1), ["0"])
+    theirs = model.plans["foreground_intensity_properties_by_modality"]["0"]
+    assert content["normalization"][0]["intensity"] == theirs and theirs["mean"] > 0
+
+
+def test_a_configuration_may_leave_its_keys_to_another(folder, tmp_path):
+    """nnU-Net documents plans whose own configuration says nothing but a batch size."""
+
+    def inherit(plans):
+        plans["configurations"] = {"base": plans["configurations"]["2d"], "2d": {"inherits_from": "base", "batch_size": 1}}
+        return plans
+
+    change(folder / "plans.json", inherit)
+    plans = read_model_folder(folder).plans
+    assert resolved_configuration(plans, "2d")["batch_size"] == 1
+    assert plans["configurations"]["2d"] == {"inherits_from": "base", "batch_size": 1}
+    card = (export_model(folder, tmp_path / "out") / "MODEL_CARD.md").read_text()
+    assert "PlainConvUNet" in card and "32 x 32" in card
+    with pytest.raises(KDError, match="the smallest has .* parameters"):
+        propose(950, "2d", folder, Budget(parameters=1), depth=3, convs=1)
+
+
+def modality(content: dict) -> dict:
+    return {("modality" if key == "channel_names" else key): value for key, value in content.items()}
+
+
+def test_channel_names_come_in_the_order_of_the_files_in_either_spelling():
+    names = {str(i): f"T{i}" for i in (10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0)}
+    assert channel_names({"channel_names": names}) == channel_names({"modality": names}) == [f"T{i}" for i in range(11)]
+    assert channel_names({"channel_names": {"0": "CT"}, "modality": {"0": "MR"}}) == ["CT"]
+    for content in ({}, {"channel_names": "CT"}, {"channel_names": ["CT"]}):
+        with pytest.raises(KeyError):
+            channel_names(content)
+
+
+def test_a_model_with_modality_is_exported_and_the_runner_knows_its_channels(folder, tmp_path):
+    change(folder / "dataset.json", modality)
+    out = export_model(folder, tmp_path / "out")
+    assert "0 intensity" in (out / "MODEL_CARD.md").read_text()
+    model = read_model_folder(out)
+    assert model_json(model.plans, model.dataset_json, "2d", (0, 1), ["0"])["channel_names"] == ["intensity"]
+
+
+@pytest.mark.parametrize("who", ["teacher", "data"])
+def test_both_spellings_are_equal_when_they_say_the_same(folder, tiny_dataset, who):
+    file = (folder if who == "teacher" else tiny_dataset.preprocessed) / "dataset.json"
+    before = file.read_text()
+    try:
+        change(file, modality)
+        planned = plan_student(950, "2d", folder, features=[4, 8, 8], name=f"Modality{who}")
+        assert planned.plans["nnunet_kd"]["teacher"]["stages"]["input_channels"] == 1
+    finally:
+        file.write_text(before)
