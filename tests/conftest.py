@@ -136,17 +136,18 @@ def _make_dataset(
     features: tuple[int, ...] = (8, 16, 32),
     batch_size: int = 2,
     seed: int = 0,
+    ending: str | None = None,
 ) -> TinyDataset:
     """Write blobs on noise, then fingerprint, plan and preprocess them with nnU-Net; its plans are cut down.
 
     dims: 2 (PNG) or 3 (NIfTI). foreground: number of foreground labels; the higher, the brighter, and label k+1 lies
     inside label k. regions: region k is the union of the labels from k on. ignore: adds an ignore label and paints a
-    stripe of it. features: one number per stage.
+    stripe of it. features: one number per stage. ending: of the files, in place of the usual.
     """
     size = size or (48 if dims == 2 else 24)
     patch = patch or (32 if dims == 2 else 16)
     full_name = f"Dataset{dataset_id:03d}_{name}"
-    ending = ".png" if dims == 2 else ".nii.gz"
+    ending = ending or (".png" if dims == 2 else ".nii.gz")
     case_names = tuple(f"case_{i:02d}" for i in range(cases))
     raw = folders.raw / full_name
     (raw / "imagesTr").mkdir(parents=True)
@@ -190,6 +191,10 @@ def _nested_blobs(generator: np.random.Generator, dims: int, size: int, foregrou
 def _write(file: Path, array: np.ndarray) -> None:
     if file.suffix == ".png":
         imsave(file, array, check_contrast=False)
+    elif file.suffix == ".tif":
+        import tifffile
+
+        tifffile.imwrite(file, array, photometric="minisblack")
     else:
         import SimpleITK
 

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from tqdm import tqdm
 
-from nnunet_kd.evaluation.domains import Domain, read_map
+from nnunet_kd.evaluation.domains import Domain, read_image, read_map
 from nnunet_kd.nnunet_io.cascade import first_stage_of
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
-from nnunet_kd.nnunet_io.dataset_json import channel_names
+from nnunet_kd.nnunet_io.dataset_json import channel_names, reader_of
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, read_model_folder
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError, first_line
@@ -95,7 +96,7 @@ def check_images(domain: Domain, dataset_json: dict) -> None:
         raise KDError(f"domain {domain.name} has {domain.file_ending} files, the model reads {ending}: convert the domain")
     wanted = len(channel_names(dataset_json))
     files = image_files(domain, domain.cases[0])
-    found = sum(map(_channels, files))
+    found = _channels(files, reader_of(dataset_json, files[0])) if files else 0
     if found != wanted:
         raise KDError(
             f"domain {domain.name}: {domain.cases[0]} has {found} channel(s) in {domain.images}, the model reads {wanted}: "
@@ -117,13 +118,14 @@ def check_readable(domain: Domain, labelled: bool = True) -> None:
     """
     for case in domain.cases:
         files = image_files(domain, case)
-        images = [read_map(file)[0] for file in files]
+        images = [read_image(domain, case, channel) for channel in range(len(files))]
         if not labelled:
             continue
         file = domain.labels / f"{case}{domain.file_ending}"
         label = read_map(file)[0]
         for source, image in zip(files, images, strict=True):
-            if image.shape[: label.ndim] != label.shape:
+            # several channels in one file come last in a picture, first in a volume
+            if label.shape not in (image.shape[: label.ndim], image.shape[-label.ndim :]):
                 sizes = ["x".join(map(str, shape)) for shape in (label.shape, image.shape)]
                 raise KDError(
                     f"{file} is {sizes[0]}, its image {source.name} {sizes[1]}: the files do not belong together, name the "
@@ -131,11 +133,17 @@ def check_readable(domain: Domain, labelled: bool = True) -> None:
                 )
 
 
-def _channels(file: Path) -> int:
-    if not file.name.endswith((".png", ".bmp", ".tif")):
-        return 1
-    picture = read_map(file)[0]
-    return picture.shape[-1] if picture.ndim == 3 else 1
+def _channels(files: list[Path], reader: type[BaseReaderWriter]) -> int:
+    """As nnU-Net counts them: a file may hold several."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return len(reader().read_images([str(file) for file in files])[0])
+    except Exception as error:  # readers raise whatever they like
+        names = ", ".join(file.name for file in files)
+        raise KDError(
+            f"nnU-Net's {reader.__name__} cannot read {names} in {files[0].parent} ({first_line(error)}): the files are "
+            "damaged, or do not belong together"
+        ) from error
 
 
 def predict_domain(

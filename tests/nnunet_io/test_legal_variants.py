@@ -2,14 +2,21 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import SimpleITK
+import tifffile
 from small_runs import known_trainers
 
 from nnunet_kd.deploy.export import export_model
 from nnunet_kd.deploy.runner_export import model_json
-from nnunet_kd.evaluation.predict import load_predictor
+from nnunet_kd.evaluation.domains import parse_domain, read_image, read_label
+from nnunet_kd.evaluation.evaluate import Model, evaluate
+from nnunet_kd.evaluation.predict import check_images, check_readable, load_predictor
+from nnunet_kd.evaluation.report.report import write_report
 from nnunet_kd.nnunet_io.configurations import resolved_configuration
 from nnunet_kd.nnunet_io.dataset_json import channel_names
 from nnunet_kd.nnunet_io.model_folder import load_network, read_model_folder
@@ -146,3 +153,63 @@ def test_both_spellings_are_equal_when_they_say_the_same(folder, tiny_dataset, w
         assert planned.plans["nnunet_kd"]["teacher"]["stages"]["input_channels"] == 1
     finally:
         file.write_text(before)
+
+
+@pytest.fixture(scope="module")
+def tif_volumes(make_dataset, train):
+    """A 3-D set of .tif files with a training of it. Its labels say a spacing of their own beside them, as nnU-Net's do."""
+    dataset = make_dataset(964, "TifVolumes", dims=3, ending=".tif", cases=5)
+    for case in dataset.cases:
+        (dataset.raw / "labelsTr" / f"{case}.json").write_text('{"spacing": [3, 1, 1]}')
+    return dataset, train(dataset)
+
+
+def test_volumes_in_tif_files_are_evaluated_as_nnunet_reads_them(tif_volumes, tmp_path):
+    dataset, trained = tif_volumes
+    assert json.loads(dataset.plans_file.read_text())["image_reader_writer"] == "Tiff3DIO"
+    domain = replace(parse_domain("tif=964:Tr", dataset.raw.parent), cases=list(dataset.cases[:2]))
+    assert domain.reader == "Tiff3DIO"
+    report = evaluate([Model("teacher", trained)], [domain], tmp_path, distances="none")
+    case = report["models"][0]["domains"]["tif"]["cases"][dataset.cases[0]]
+    assert case["hd95_unit"] == "mm" and 0 <= case["dice"] <= 1
+    write_report(report, tmp_path, domains=[domain])
+    assert (tmp_path / "report.csv").is_file()
+
+
+@pytest.mark.parametrize("shape", [(3, 9, 11), (9, 11, 3), (9, 11)])
+def test_three_slices_are_no_colours_where_the_first_volume_says_so(tmp_path, shape):
+    """What nnU-Net's choice is made by: the reader that can read the first file."""
+    for part, ending in (("imagesTr", "_0000.tif"), ("labelsTr", ".tif")):
+        (tmp_path / part).mkdir()
+        tifffile.imwrite(
+            tmp_path / part / f"a{ending}", np.zeros((5, 9, 11)[-len(shape) :], np.uint8), photometric="minisblack"
+        )
+        tifffile.imwrite(tmp_path / part / f"b{ending}", np.ones(shape, np.uint8), photometric="minisblack")
+    domain = parse_domain(f"d={tmp_path / 'imagesTr'},{tmp_path / 'labelsTr'}", tmp_path)
+    assert domain.reader == ("Tiff3DIO" if len(shape) == 3 else "NaturalImage2DIO")
+    check_readable(domain)
+    assert read_image(domain, "b").shape == read_label(domain, "b").shape == shape
+    check_images(domain, {"file_ending": ".tif", "channel_names": {"0": "gray"}})
+
+
+def test_colours_in_tif_files_are_channels(tmp_path):
+    for part, ending, colours in (("imagesTr", "_0000.tif", (3,)), ("labelsTr", ".tif", ())):
+        (tmp_path / part).mkdir()
+        tifffile.imwrite(tmp_path / part / f"a{ending}", np.zeros((9, 11, *colours), np.uint8))
+    domain = parse_domain(f"d={tmp_path / 'imagesTr'},{tmp_path / 'labelsTr'}", tmp_path)
+    check_readable(domain)
+    check_images(domain, {"file_ending": ".tif", "channel_names": {"0": "R", "1": "G", "2": "B"}})
+    with pytest.raises(KDError, match="a has 3 channel"):
+        check_images(domain, {"file_ending": ".tif", "modality": {"0": "gray"}})
+
+
+def test_channels_in_one_file_of_four_dimensions_are_counted_and_read(tmp_path):
+    """nnU-Net's SimpleITKIO takes the first of four axes for the channels."""
+    for part, ending, shape in (("imagesTr", "_0000.nii.gz", (2, 5, 6, 7)), ("labelsTr", ".nii.gz", (5, 6, 7))):
+        (tmp_path / part).mkdir()
+        SimpleITK.WriteImage(
+            SimpleITK.GetImageFromArray(np.zeros(shape, np.uint8), isVector=False), str(tmp_path / part / f"a{ending}")
+        )
+    domain = parse_domain(f"d={tmp_path / 'imagesTr'},{tmp_path / 'labelsTr'}", tmp_path)
+    check_readable(domain)
+    check_images(domain, {"file_ending": ".nii.gz", "channel_names": {"0": "T1", "1": "T2"}})
