@@ -21,6 +21,7 @@ from nnunet_kd.evaluation.fsd.compare import check_domains, compare_models, prep
 from nnunet_kd.evaluation.fsd.vector_files import save_vectors
 from nnunet_kd.evaluation.fsd.vectors import has_alignment
 from nnunet_kd.evaluation.predict import check_images, check_readable, load_predictor, make_our_trainers_known, predict_domain
+from nnunet_kd.evaluation.report.report import write_measurements
 from nnunet_kd.networks.cost import count_flops, count_parameters
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint, logged_curves
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, load_network, read_model_folder
@@ -147,6 +148,7 @@ def evaluate(
         # an exported student carries no section either, so the role alone would take it for a stock teacher
         if entry["parameters"] < heaviest:
             entry["role"] = "student"
+    write_measurements(report, out)  # nothing of what follows may cost the hours of before
     if distances != "none":
         _add_distances(report, models, domains, out, fold, checkpoint, bootstrap, seed or 0, distances)
     report["seconds"] = time.time() - start

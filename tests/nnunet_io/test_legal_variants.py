@@ -11,6 +11,7 @@ import SimpleITK
 import tifffile
 from small_runs import known_trainers
 
+from nnunet_kd.cli.main import main
 from nnunet_kd.deploy.export import export_model
 from nnunet_kd.deploy.runner_export import model_json
 from nnunet_kd.evaluation.domains import parse_domain, read_image, read_label
@@ -213,3 +214,25 @@ def test_channels_in_one_file_of_four_dimensions_are_counted_and_read(tmp_path):
     domain = parse_domain(f"d={tmp_path / 'imagesTr'},{tmp_path / 'labelsTr'}", tmp_path)
     check_readable(domain)
     check_images(domain, {"file_ending": ".nii.gz", "channel_names": {"0": "T1", "1": "T2"}})
+
+
+SLOW_SHAPES = [pytest.param(s, marks=pytest.mark.slow) for s in [(24, 20, 1), (1, 24, 20), (2, 2, 2)]]
+
+
+@pytest.mark.parametrize("shape", [(24, 1, 20), (1, 1, 20), *SLOW_SHAPES])
+def test_volumes_of_one_slice_along_any_axis_are_evaluated_to_the_report(tif_volumes, tmp_path, capsys, shape):
+    _, trained = tif_volumes
+    for part, ending in (("images", "_0000.tif"), ("labels", ".tif")):
+        (tmp_path / part).mkdir()
+        for case in "ab":
+            volume = np.indices(shape).sum(0).astype(np.uint8)
+            volume = volume > volume.mean() if part == "labels" else 5 * volume
+            tifffile.imwrite(tmp_path / part / f"{case}{ending}", volume.astype(np.uint8), photometric="minisblack")
+    out = tmp_path / "out"
+    domain = f"thin={tmp_path / 'images'},{tmp_path / 'labels'}"
+    assert main(["evaluate", "--model", f"t={trained}", "--domain", domain, "-o", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert (out / "report.html").is_file() and len((out / "report.csv").read_text().splitlines()) == 3
+    drawn = shape != (1, 1, 20)
+    assert (out / "outlines_thin.png").is_file() == drawn
+    assert ('picture "thin" is left out' in said and "is a line of 1x1x20" in said) != drawn
