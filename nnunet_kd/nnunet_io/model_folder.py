@@ -8,6 +8,7 @@ import inspect
 import io
 import json
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
@@ -56,7 +57,7 @@ class ModelFolder:
         return self.path / f"fold_{fold}" / name
 
     def trained_folds(self, name: str = "checkpoint_final.pth") -> list[str]:
-        return sorted(p.parent.name[len("fold_") :] for p in self.path.glob(f"fold_*/{name}"))
+        return sorted(p.parent.name[len("fold_") :] for p in self.path.glob(f"fold_*/{escape(name)}"))
 
 
 def resolve_folder(folder: str | Path) -> Path:
@@ -80,7 +81,7 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
     if path.name.startswith("fold_"):
         path = path.parent
     if not path.is_dir():
-        raise KDError(f"model folder {path} does not exist: pass nnU-Net's folder TRAINER__PLANS__CONFIGURATION")
+        raise _not_found(path)
     plans = _read_object(path / "plans.json", {"dataset_name": str, "plans_name": str, "configurations": dict})
     dataset_json = _read_object(path / "dataset.json", {"labels": dict, "file_ending": str})
     try:
@@ -92,6 +93,23 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
     if configuration not in plans.get("configurations", {}):
         configuration = _configuration_of_checkpoint(path, plans)
     return ModelFolder(path, plans, dataset_json, configuration)
+
+
+def _not_found(path: Path) -> KDError:
+    """What to say of a folder that is not there: where it was looked for, by `resolve_folder`'s rule."""
+    here = Path.cwd()
+    if not path.is_relative_to(here):
+        return KDError(f"model folder {path} does not exist: pass nnU-Net's folder TRAINER__PLANS__CONFIGURATION")
+    name = path.relative_to(here)
+    if nnUNet_results.is_set():
+        return KDError(
+            f"model folder {name} does not exist: neither in nnUNet_results ({nnUNet_results}) nor in the current directory "
+            f"({here}); pass nnU-Net's folder TRAINER__PLANS__CONFIGURATION of a training"
+        )
+    return KDError(
+        f"model folder {name} does not exist in the current directory ({here}), and the environment variable nnUNet_results, "
+        "where it is looked for first, is not set: export nnUNet_results=/path/to/nnUNet_results, or pass the whole path"
+    )
 
 
 def _read_object(file: Path, keys: dict[str, type]) -> dict:

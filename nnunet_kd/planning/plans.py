@@ -11,6 +11,7 @@ import os
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
+from glob import escape
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
@@ -288,7 +289,7 @@ def _relative_to_results(path: Path) -> str:
 def _write(folder: Path, plans: dict, costs: dict[str, Cost], overwrite: bool) -> Planned:
     file = folder / f"{plans['plans_name']}.json"
     if file.exists() and not overwrite:
-        trained = sorted(Path(str(nnUNet_results)).glob(f"{folder.name}/*__{plans['plans_name']}__*"))
+        trained = sorted(Path(str(nnUNet_results)).glob(f"{escape(folder.name)}/*__{escape(plans['plans_name'])}__*"))
         if trained and json.loads(file.read_text(encoding="utf-8")) != plans:
             raise KDError(
                 f"{file} exists with other settings and {trained[0].name} was trained with it: pass --name to keep both, or "

@@ -1,6 +1,7 @@
 """Files that are legal for nnU-Net and rarely seen: older plans, "modality" in dataset.json, inherited configurations."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -236,3 +237,47 @@ def test_volumes_of_one_slice_along_any_axis_are_evaluated_to_the_report(tif_vol
     drawn = shape != (1, 1, 20)
     assert (out / "outlines_thin.png").is_file() == drawn
     assert ('picture "thin" is left out' in said and "is a line of 1x1x20" in said) != drawn
+
+
+def test_plans_with_brackets_in_a_name_are_not_replaced_after_a_student_was_trained_with_them(
+    tiny_dataset, folder, monkeypatch
+):
+    """nnU-Net takes any name after DatasetXXX_; to a glob, [1] is not the text [1]."""
+    name = "Dataset966_Our [1] set"
+    preprocessed = tiny_dataset.preprocessed.with_name(name)
+    shutil.copytree(tiny_dataset.preprocessed, preprocessed)
+    tiny_dataset.raw.with_name(name).mkdir()
+    change(folder / "plans.json", lambda plans: plans | {"dataset_name": name})
+    plan_student(966, "2d", folder, features=[4, 8, 8], name="Low [2]")
+    before = (preprocessed / "Low [2].json").read_text()
+    trained = tiny_dataset.results.parent / name / "nnUNetTrainerKD__Low [2]__2d"
+    trained.mkdir(parents=True)
+    with pytest.raises(KDError, match=r"exists with other settings and nnUNetTrainerKD__Low \[2\]__2d was trained with it"):
+        plan_student(966, "2d", folder, features=[4, 4, 8], name="Low [2]")
+    assert (preprocessed / "Low [2].json").read_text() == before
+
+
+def test_checkpoints_with_brackets_in_their_name_are_found(folder):
+    (folder / "fold_0" / "checkpoint_final.pth").rename(folder / "fold_0" / "checkpoint[1].pth")
+    assert read_model_folder(folder).trained_folds("checkpoint[1].pth") == ["0"]
+
+
+@pytest.mark.parametrize("command", ["export", "evaluate", "fsd", "plan"])
+def test_a_relative_model_folder_that_is_not_there_says_where_it_was_looked_for(command, tmp_path, monkeypatch, capsys):
+    name, out = "Dataset950_Tiny/nnUNetTrainer__Nowhere__2d", str(tmp_path / "out")
+    command = {
+        "export": ["export", name, "-o", out],
+        "evaluate": ["evaluate", "--model", f"m={name}", "--domain", "home=950:Tr", "-o", out],
+        "fsd": ["fsd", "--model", name, "--source", "home=950:Tr", "--target", "home2=950:Tr"],
+        "plan": ["plan", "950", "-c", "2d", "--teacher", name],
+    }[command]
+    monkeypatch.chdir(tmp_path)
+    assert main(command) == 2
+    results = os.environ["nnUNet_results"]
+    said = (
+        f"model folder {name} does not exist: neither in nnUNet_results ({results}) nor in the current directory ({tmp_path})"
+    )
+    assert said in capsys.readouterr().err
+    monkeypatch.delenv("nnUNet_results")
+    assert main(command) == 2
+    assert "nnUNet_results" in (said := capsys.readouterr().err) and "is not set: export" in said

@@ -8,6 +8,7 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from nnunet_kd.comparison.analysis.groups import Group
@@ -56,7 +57,7 @@ def _folders(settings: CompareSettings, group: Group, seed: int, fold: int) -> l
     place = settings.models / group.source if settings.sources else settings.models
     # the features are in the name, but only the plans know them
     names = [f"_seed{seed}_fold{fold}"] * (settings.folds is not None and fold > 0) or [f"_seed{seed}"]
-    return [f for name in names for f in sorted(place.glob(f"{group.method}_*{name}"))] if place.is_dir() else []
+    return [f for name in names for f in sorted(place.glob(f"{escape(group.method)}_*{name}"))] if place.is_dir() else []
 
 
 def _read(folder: Path) -> dict | None:
