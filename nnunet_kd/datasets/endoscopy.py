@@ -13,8 +13,6 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from nnunet_kd.datasets.fundus.photographs import FundusCase, read_binary, read_rgb
 from nnunet_kd.datasets.nnunet_format import (
     ConversionReport,
@@ -29,6 +27,7 @@ from nnunet_kd.datasets.nnunet_format import (
 from nnunet_kd.datasets.sources import SourceFiles, check_pairs, opened
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
+from nnunet_kd.utils.progress import progress
 
 PICTURE = r"(?:png|jpe?g|tiff?|bmp)"
 IMAGES = r"(?:images?|original|etis-laribpolypdb)"
@@ -211,7 +210,7 @@ def _convert(
         report = new_report(raw, preprocessed, dataset_id, name, overwrite, label_ground="image")
         with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
             log, marked, pixels = {}, 0, 0
-            for case in tqdm(cases, desc=report.dataset, unit="case", disable=None):
+            for case in progress(cases, report.dataset, leave=True):
                 image, label = read_rgb(case.image), read_binary(case.label)
                 if label.shape != image.shape[:2]:
                     raise KDError(

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import SimpleITK
 from skimage.io import imread
-from tqdm import tqdm
 
 from nnunet_kd.datasets.contact_sheet import contact_sheet
 from nnunet_kd.datasets.volumetric.volumes import elsewhere, label_counts, read_volume
 from nnunet_kd.nnunet_io.dataset_json import channel_names
 from nnunet_kd.utils.errors import KDError, first_line
+from nnunet_kd.utils.progress import progress
 
 N_SHOWN = 6  # cases on the contact sheet, and names in a line of the text
 SHEET = "verify.png"
@@ -135,7 +135,7 @@ def _read_part(folder: Path, tag: str, ending: str, channels: int, found: Verifi
     if tag == "Tr" or names["labels"]:
         _add(found, f"images{tag}: images without a label", sorted(set(by_case) - set(names["labels"])))
     cases = []
-    for case in tqdm(sorted(set(by_case) - unnumbered), desc=f"verify {tag}", unit="case", disable=None):
+    for case in progress(sorted(set(by_case) - unnumbered), f"verify {tag}", leave=True):
         images = [folder / f"images{tag}" / f"{case}_{number}{ending}" for number in sorted(by_case[case])]
         label = folder / f"labels{tag}" / f"{case}{ending}" if case in names["labels"] else None
         try:

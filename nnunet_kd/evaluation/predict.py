@@ -13,7 +13,6 @@ from pathlib import Path
 import torch
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from tqdm import tqdm
 
 from nnunet_kd.evaluation.domains import Domain, read_image, read_map
 from nnunet_kd.nnunet_io.cascade import first_stage_of
@@ -22,6 +21,7 @@ from nnunet_kd.nnunet_io.dataset_json import channel_names, reader_of
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, read_model_folder
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError, first_line
+from nnunet_kd.utils.progress import progress
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def check_readable(domain: Domain, labelled: bool = True) -> None:
     Raises:
         KDError: a file cannot be read, or a label is not of its image's size.
     """
-    for case in domain.cases:
+    for case in progress(domain.cases, f"checking {domain.name}"):
         files = image_files(domain, case)
         images = [read_image(domain, case, channel) for channel in range(len(files))]
         if not labelled:
@@ -160,7 +160,7 @@ def predict_domain(
     check_images(domain, predictor.dataset_json)
     out.mkdir(parents=True, exist_ok=True)
     seconds = {}
-    for case in tqdm(domain.cases, desc=label, unit="case", leave=False, disable=None):
+    for case in progress(domain.cases, label):
         files = [str(f) for f in image_files(domain, case)]
         start = time.process_time()
         previous = None

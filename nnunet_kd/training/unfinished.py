@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
-from nnunet_kd.utils.errors import Stopped
-
 
 def forget_training(fold: Path, log: Path) -> None:
     """Remove the log of a training that has not begun, and the folders that nnU-Net made for it. What else lies there stays.
@@ -21,13 +19,13 @@ def forget_training(fold: Path, log: Path) -> None:
             folder.rmdir()
 
 
-def stopped(fold: Path, epoch: int) -> Stopped:
-    """Ctrl-C in an epoch, as one line that says how to continue."""
-    if (fold / "checkpoint_latest.pth").is_file():
-        return Stopped(f"stopped in epoch {epoch}: the same command with --c continues from {fold / 'checkpoint_latest.pth'}")
-    if (fold / "checkpoint_final.pth").is_file():
-        return Stopped(f"stopped after the last epoch: the same command with --val validates {fold}")
-    return Stopped(
-        f"stopped in epoch {epoch}, before the first checkpoint: the same command starts again (schedule.save_every in the "
-        "plans says how often one is written)"
-    )
+def stopped(fold: Path, epoch: int) -> KeyboardInterrupt:
+    """Ctrl-C in an epoch, with one line that says how to continue. No class of its own: the exit code 130 is for this one."""
+    latest = fold / "checkpoint_latest.pth"
+    if latest.is_file():
+        text = f"stopped in epoch {epoch}: the same command with --c continues from {latest}"
+    elif (fold / "checkpoint_final.pth").is_file():
+        text = f"stopped after the last epoch: the same command with --val validates {fold}"
+    else:
+        text = f"stopped in epoch {epoch}, before the first checkpoint (schedule.save_every in the plans): start again"
+    return KeyboardInterrupt(text)

@@ -13,10 +13,6 @@ class NotSupported(KDError, NotImplementedError):
     """What no setting can make work. nnU-Net asks its trainers for a NotImplementedError there; the message has the reason."""
 
 
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C, with one line that says how to go on. A program that is stopped so ends as of any KeyboardInterrupt."""
-
-
 def first_line(error: Exception) -> str:
     """What an exception says, in one line; its class where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]
@@ -35,7 +31,7 @@ def print_user_errors_in_one_line() -> None:
     def hook(kind, value, traceback) -> None:
         if issubclass(kind, KDError):
             print(f"nnunet-kd: error: {value}", file=sys.stderr)
-        elif issubclass(kind, Stopped):
+        elif issubclass(kind, KeyboardInterrupt) and value.args:  # Ctrl-C in a training, which says how to go on
             print(f"nnunet-kd: {value}", file=sys.stderr)
         else:
             previous(kind, value, traceback)

@@ -27,12 +27,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from scipy import ndimage
-from tqdm import tqdm
 
 from nnunet_kd.datasets.fundus.corruptions import corrupt, severities
 from nnunet_kd.datasets.nnunet_format import ConversionReport, check_choice, write_case, write_dataset_json
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
+from nnunet_kd.utils.progress import progress
 
 CHANNEL_NAMES = {"green": ("green",), "gray": ("gray",), "rgb": ("red", "green", "blue")}
 MARGIN = 0.1
@@ -219,7 +219,7 @@ def convert_cases(
     was meant.
     """
     log, sizes, full = {}, Counter(), []
-    for case in tqdm(cases, desc=report.dataset, unit="case", disable=None):
+    for case in progress(cases, report.dataset, leave=True):
         rgb, label = read_rgb(case.image), read_binary(case.label)
         published = read_binary(case.fov) if case.fov else None
         for path, array in ((case.label, label), (case.fov, published)):

@@ -21,7 +21,6 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, convert_labelmap_to_one_hot
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
-from tqdm import tqdm
 
 from nnunet_kd.config.run import SECTION, read_config
 from nnunet_kd.distillation.alignment import Alignment
@@ -34,6 +33,7 @@ from nnunet_kd.nnunet_io.dataset_json import channel_names
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, load_network, read_model_folder
 from nnunet_kd.nnunet_io.teacher import load_teacher
 from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.progress import progress
 
 
 @dataclass
@@ -195,7 +195,7 @@ def semantic_vectors(
     vectors: dict[str, list[np.ndarray]] = {}
     owners: list[str] = []
     manager = run.labels
-    for case in tqdm(domain.cases, desc=f"vectors {domain.name}", unit="case", leave=False, disable=None):
+    for case in progress(domain.cases, f"vectors {domain.name}"):
         data, labels = _preprocess(run, domain, case, annotated)
         for images, truth in _batches(data, labels, run.model, step, batch_size):
             owners += [case] * len(images)
