@@ -11,14 +11,20 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 EVERY = 30.0  # seconds between two lines in a file
-_said = time.monotonic()  # when this process wrote the last one, or began
+_said = time.monotonic()  # when this process wrote the last one, or began its command
+
+
+def restart() -> None:
+    """A command begins: its first line comes 30 seconds from now."""
+    global _said
+    _said = time.monotonic()
 
 
 def progress(items: Iterable[T], step: str, total: int | None = None, unit: str = "case", leave: bool = False) -> Iterable[T]:
     """The items again, with a report on standard error while they are taken.
 
     On a terminal tqdm's bar; elsewhere (a log file, a queue's output) a line with step, count and time left at most every 30
-    seconds of this process, over all its steps: quick ones say nothing, many quick ones something.
+    seconds of this command, over all its steps: quick ones say nothing, many quick ones something.
 
     Args:
         total: how many; by default the items' length.

@@ -11,6 +11,7 @@ import pytest
 import SimpleITK
 import tifffile
 from small_runs import known_trainers
+from variants import as_before_2_5, change, modality
 
 from nnunet_kd.cli.main import main
 from nnunet_kd.deploy.export import export_model
@@ -27,37 +28,10 @@ from nnunet_kd.planning.plans import plan_student
 from nnunet_kd.utils.errors import KDError
 
 
-def change(file: Path, new) -> None:
-    """Write what `new` makes of a JSON file's content."""
-    file.write_text(json.dumps(new(json.loads(file.read_text()))))
-
-
 @pytest.fixture
 def folder(tiny_teacher, tmp_path) -> Path:
     """A copy of the teacher's model folder."""
     return Path(shutil.copytree(tiny_teacher, tmp_path / tiny_teacher.name))
-
-
-def as_before_2_5(plans: dict) -> dict:
-    """Plans as nnU-Net wrote them before 2.5: the network's class by its short name, its numbers beside the patch size."""
-    for config in plans["configurations"].values():
-        if "architecture" not in config:
-            continue
-        architecture = config.pop("architecture")
-        kwargs = architecture["arch_kwargs"]
-        residual = "n_blocks_per_stage" in kwargs
-        config |= {
-            "UNet_class_name": "ResidualEncoderUNet" if residual else "PlainConvUNet",
-            "UNet_base_num_features": kwargs["features_per_stage"][0],
-            "unet_max_num_features": max(kwargs["features_per_stage"]),
-            "n_conv_per_stage_encoder": kwargs["n_blocks_per_stage" if residual else "n_conv_per_stage"],
-            "n_conv_per_stage_decoder": kwargs["n_conv_per_stage_decoder"],
-            "num_pool_per_axis": [len(kwargs["strides"]) - 1] * len(config["patch_size"]),
-            "pool_op_kernel_sizes": kwargs["strides"],
-            "conv_kernel_sizes": kwargs["kernel_sizes"],
-        }
-    plans["foreground_intensity_properties_by_modality"] = plans.pop("foreground_intensity_properties_per_channel")
-    return plans
 
 
 @pytest.fixture(scope="module")
@@ -122,10 +96,6 @@ def test_a_configuration_may_leave_its_keys_to_another(folder, tmp_path):
     assert "PlainConvUNet" in card and "32 x 32" in card
     with pytest.raises(KDError, match="the smallest has .* parameters"):
         propose(950, "2d", folder, Budget(parameters=1), depth=3, convs=1)
-
-
-def modality(content: dict) -> dict:
-    return {("modality" if key == "channel_names" else key): value for key, value in content.items()}
 
 
 def test_channel_names_come_in_the_order_of_the_files_in_either_spelling():
