@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from nnunet_kd.networks.cost import count_flops, count_parameters, input_channels
-from nnunet_kd.nnunet_io.configurations import features_of, set_convs, set_features
+from nnunet_kd.nnunet_io.configurations import features_of, resolved_configuration, set_convs, set_features
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network
 from nnunet_kd.planning.latency import installed_backends, measure_in_turn
 from nnunet_kd.planning.pareto import pareto_front
@@ -112,18 +112,18 @@ def propose(request: StudentRequest, budget: Budget, threads: int | None = None)
     base = read_student_base(request, preprocessed_folder(request.dataset))
     model, plans, configuration = base.teacher, base.plans, request.configuration
     start = base.configurations[configuration]
-    teacher_config = model.plans["configurations"][model.configuration]
+    teacher_config = resolved_configuration(model.plans, model.configuration)
 
     def cost(name: str, plans: dict, convs: int | None, config: dict, trainer: str = "nnUNetTrainer") -> Candidate:
         counted = _model(model, plans, configuration, config)
         return Candidate(name, features_of(config), convs, *_count(counted, trainer), config)
 
-    big = cost("teacher", model.plans, None, teacher_config, model.trainer) if "architecture" in teacher_config else None
-    if big is None or model.configuration != configuration:
+    if model.configuration != configuration:
         raise KDError(
-            f"--max-params, --max-flops, --max-latency and --list need a teacher of configuration {configuration} "
-            f"with its own architecture, {model.path} has none: use --width or --features"
+            f"--max-params, --max-flops, --max-latency and --list need a teacher of configuration {configuration}, "
+            f"{model.path} is a {model.configuration} model: use --width or --features"
         )
+    big = cost("teacher", model.plans, None, teacher_config, model.trainer)
     grid = _grid(start, request.depth, request.convs)
     candidates = [cost(name, plans, n, config) for name, n, config in tqdm(grid, desc="counting")]
     front = pareto_front(candidates, lambda c: c.parameters, lambda c: c.flops)

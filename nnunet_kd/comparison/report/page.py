@@ -175,9 +175,14 @@ class _Page:
                 "To the right: less like the source to the network. Upwards: more Dice is lost.",
             )
         for name, rows in tqdm(self.rows.items(), desc="pictures", leave=False, disable=None):
+            try:
+                drawn_rows = figures.contour_figure(rows, folder / "overlay.png")
+            except KDError as error:
+                self.notes.append(f"No cases of {name} are shown: {error}.")
+                continue
             self._add(
                 "overlays",
-                figures.contour_figure(rows, folder / "overlay.png"),
+                drawn_rows,
                 f"{name}: outlines of the annotation and of the predictions of {', '.join(rows[0].predictions)} on "
                 f"{len(rows)} cases",
                 name,
