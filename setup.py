@@ -59,6 +59,7 @@ setup(
         "slurm": ["submitit>=1.5"],
         # pytest-xdist: the tests on two cores. setuptools: one test builds the wheel in the environment itself.
         # monai: the oracle of the metrics' tests. import-linter: which folder may import which (`make lint`).
+        # hypothesis: draws shapes, spacings and label sets that nobody thinks of.
         "test": [
             "pytest>=8",
             "pytest-timeout",
@@ -67,6 +68,7 @@ setup(
             "import-linter>=2",
             "setuptools>=70.1",
             "monai>=1.4",
+            "hypothesis>=6.100",
             "nnunet-kd[onnx,openvino,slurm]",
         ],
     },

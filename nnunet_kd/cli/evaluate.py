@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.errors import KDError, first_line
 
 
 def _add_evaluation_options(p) -> None:
@@ -148,6 +148,7 @@ def add_fsd(commands) -> None:
 def _fsd(o) -> None:
     import json
     import os
+    import sys
 
     from nnunet_kd.evaluation.domains import parse_domain
     from nnunet_kd.evaluation.fsd.compare import RunsRequest, check_domains, compare_models, prepare_runs
@@ -193,8 +194,14 @@ def _fsd(o) -> None:
             print(f"         warning: {warning}")
     result = json_ready({"fsd": semantics.rows, "msan": semantics.msans, "seed": o.seed, "command": o.command_line})
     if o.out:
+        write_json(o.out, result)  # before the pictures, which may fail
         save_vectors(semantics.samples, beside.with_name(f"{beside.name}_vectors"))
-        vector_map(semantics.samples, beside.with_name(f"{beside.name}_vectors.png"), seed=o.seed)
-        fsd_bars(semantics.rows, beside.with_name(f"{beside.name}.png"))
-        write_json(o.out, result)
+        for picture, draw in (
+            (f"{beside.name}_vectors.png", lambda file: vector_map(semantics.samples, file, seed=o.seed)),
+            (f"{beside.name}.png", lambda file: fsd_bars(semantics.rows, file)),
+        ):
+            try:
+                draw(beside.with_name(picture))
+            except Exception as error:  # matplotlib raises all kinds
+                print(f"nnunet-kd: warning: the picture {picture} is left out: {first_line(error)}", file=sys.stderr)
     print(json.dumps(result))

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from nnunet_kd.datasets.fundus.photographs import FundusCase, read_binary, read_rgb
 from nnunet_kd.datasets.nnunet_format import (
@@ -32,6 +31,7 @@ from nnunet_kd.datasets.nnunet_format import (
 from nnunet_kd.datasets.sources import SourceFiles, check_pairs, natural_key, opened
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
+from nnunet_kd.utils.progress import progress
 
 PICTURE = r"(?:png|jpe?g|tiff?|bmp)"
 IMAGES = r"(?:images?|original|etis-laribpolypdb)"
@@ -264,7 +264,7 @@ def write_polyps(
         report = new_report(raw, preprocessed, dataset_id, name, overwrite, label_ground="image", missing_cases=missing)
         with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
             log, marked, pixels, empty, lost = {}, 0, 0, 0, []
-            for case in tqdm(cases, desc=report.dataset, unit="case", disable=None):
+            for case in progress(cases, report.dataset, leave=True):
                 image, label = read_rgb(case.image), read_binary(case.label)
                 if label.shape != image.shape[:2]:
                     raise KDError(

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
+from skimage.io import imread
 
 from nnunet_kd.datasets.contact_sheet import contact_sheet
 from nnunet_kd.datasets.fundus.field_of_view import doubt, fitted_circle
 from nnunet_kd.datasets.nnunet_format import missing_text, shortened
 from nnunet_kd.datasets.volumetric.volumes import elsewhere, label_counts, read_volume
-from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.dataset_json import channel_names
+from nnunet_kd.utils.errors import KDError, first_line
+from nnunet_kd.utils.progress import progress
 
 N_SHOWN = 6  # cases on the contact sheet, and names in a line of the text
 SHEET = "verify.png"
@@ -52,7 +53,7 @@ class _Case:
     spacing: tuple[float, ...] | None
     digest: str
     counts: dict[int | float, int]  # label value -> voxels; empty without a label
-    channels: int  # an RGB file holds three
+    channels: int  # in all its files
 
 
 def verify_dataset(folder: str | Path) -> Verification:
@@ -63,7 +64,7 @@ def verify_dataset(folder: str | Path) -> Verification:
     folder = Path(folder)
     description = _read_json(folder / "dataset.json", required=True)
     try:
-        ending, channels = description["file_ending"], len(description["channel_names"])
+        ending, channels = description["file_ending"], len(channel_names(description))
         allowed = {v for value in description["labels"].values() for v in (value if isinstance(value, list) else [value])}
         training = int(description["numTraining"])
     except (KeyError, TypeError, AttributeError, ValueError) as e:
@@ -99,8 +100,11 @@ def verify_dataset(folder: str | Path) -> Verification:
             p[i] for p in filled for i in np.unique(np.linspace(0, len(p) - 1, N_SHOWN // len(filled)).round().astype(int))
         ]
         shown = [(f"{c.name} ({c.tag})", *_files(folder, c.tag, c.name, ending)) for c in spread]
-        contact_sheet(shown).save(folder / SHEET)
-        found.rows.append(("contact sheet", str(folder / SHEET)))
+        try:
+            contact_sheet(shown).save(folder / SHEET)
+            found.rows.append(("contact sheet", str(folder / SHEET)))
+        except Exception as error:  # a picture is no reason to lose what was found
+            found.notes.append(f"no contact sheet: {first_line(error)}")
     return found
 
 
@@ -130,61 +134,63 @@ def _read_part(folder: Path, tag: str, ending: str, channels: int, found: Verifi
     by_case: dict[str, list[str]] = {}
     for name in set(names["images"]) - set(wrong):
         by_case.setdefault(name[:-5], []).append(name[-4:])
-    gapless = {c: [f"{k:04d}" for k in range(len(numbers))] for c, numbers in by_case.items()}
-    incomplete = {c for c, numbers in by_case.items() if sorted(numbers) != gapless[c]}
-    if ending != ".png":  # how many colours a PNG file holds is seen when it is read
-        incomplete |= {c for c, numbers in by_case.items() if len(numbers) != channels}
+    # one file per channel, or several channels in a file, as nnU-Net counts them: a file missing at the end shows when read
+    unnumbered = {c for c, numbers in by_case.items() if sorted(numbers) != [f"{k:04d}" for k in range(len(numbers))]}
     _add(found, f"labels{tag}: labels without an image", sorted(set(names["labels"]) - set(by_case)))
     if tag == "Tr" or names["labels"]:
         _add(found, f"images{tag}: images without a label", sorted(set(by_case) - set(names["labels"])))
     cases = []
-    for case in tqdm(sorted(set(by_case) - incomplete), desc=f"verify {tag}", unit="case", disable=None):
-        images = [folder / f"images{tag}" / f"{case}_{number}{ending}" for number in gapless[case]]
+    for case in progress(sorted(set(by_case) - unnumbered), f"verify {tag}", leave=True):
+        images = [folder / f"images{tag}" / f"{case}_{number}{ending}" for number in sorted(by_case[case])]
         label = folder / f"labels{tag}" / f"{case}{ending}" if case in names["labels"] else None
         try:
             cases.append(_read_case(case, tag, images, label, found))
         except KDError as e:
             found.problems.append(str(e))
     others = {c.name for c in cases if c.channels != channels}
-    _add(found, f"images{tag}: not exactly {channels} channel(s)", sorted(incomplete | others))
+    _add(found, f"images{tag}: not exactly {channels} channel(s)", sorted(unnumbered | others))
     return cases
 
 
 def _read_case(name: str, tag: str, images: Sequence[Path], label: Path | None, found: Verification) -> _Case:
     digest, first, channels = hashlib.sha256(), None, 0
     for path in images:
-        array, volume = _read(path)
-        first = first or (array, volume)
-        channels += array.shape[2] if volume is None and array.ndim == 3 else 1  # as nnU-Net's reader counts
+        array, volume, size, several = _read(path)
+        first, channels = first or (volume, size), channels + several
         digest.update(np.ascontiguousarray(array))
         if array.min() == array.max():
             found.problems.append(f"{path} has the value {array.min()} everywhere")
-        if array.shape[:2] != first[0].shape[:2] or (volume is not None and elsewhere(volume, first[1])):
+        if size != first[1] or (volume is not None and elsewhere(volume, first[0])):
             found.problems.append(f"{path} lies elsewhere than the first channel")
-    array, volume = first
-    size = volume.GetSize() if volume is not None else array.shape[1::-1]
+    volume, size = first
     counts: dict = {}
     if label is not None:
-        marks, place = _read(label)
-        if marks.shape != array.shape[: marks.ndim] or (volume is not None and place.GetSize() != volume.GetSize()):
-            found.problems.append(f"{label} is {'x'.join(map(str, marks.shape[::-1]))}, its image {'x'.join(map(str, size))}")
+        marks, place, marked, several = _read(label)
+        if several != 1:
+            found.problems.append(f"{label} holds {several} channels: a label map has one, of label values")
+        elif marked != size:
+            found.problems.append(f"{label} is {'x'.join(map(str, marked))}, its image {'x'.join(map(str, size))}")
         elif volume is not None and (difference := elsewhere(place, volume)):
             found.problems.append(f"{label} lies elsewhere than its image ({difference})")
-        counts = label_counts(marks)
+        counts = label_counts(marks) if several == 1 else {}
     spacing = volume.GetSpacing() if volume is not None else None
-    return _Case(name, tag, tuple(size), spacing, digest.hexdigest(), counts, channels)
+    return _Case(name, tag, size, spacing, digest.hexdigest(), counts, channels)
 
 
-def _read(path: Path) -> tuple[np.ndarray, SimpleITK.Image | None]:
-    """Array ((y, x[, colours]) or (z, y, x)), and the volume it belongs to."""
+def _read(path: Path) -> tuple[np.ndarray, SimpleITK.Image | None, tuple[int, ...], int]:
+    """All values, the volume they belong to, the size (x, y[, z]) and the number of channels, as nnU-Net's readers take them:
+    a picture has its colours last, a volume of four dimensions its channels."""
     if path.suffix == ".png":
         try:
-            with Image.open(path) as image:
-                return np.asarray(image), None
-        except (OSError, SyntaxError, UnidentifiedImageError) as e:
+            array = imread(path)
+        except (OSError, SyntaxError, ValueError) as e:
             raise KDError(f"cannot read {path} ({e})") from e
+        return array, None, array.shape[1::-1], array.shape[2] if array.ndim == 3 else 1
     volume = read_volume(path, "convert again")
-    return SimpleITK.GetArrayViewFromImage(volume), volume
+    array = SimpleITK.GetArrayViewFromImage(volume)
+    if volume.GetDimension() == 4:
+        return array, volume[:, :, :, 0], volume.GetSize()[:3], volume.GetSize()[3]
+    return array, volume, volume.GetSize(), 1
 
 
 def _check_labels(cases: Sequence[_Case], allowed: set, found: Verification) -> None:

@@ -18,12 +18,12 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
-from tqdm import tqdm
 
 from nnunet_kd.datasets.nnunet_format import read_fold
 from nnunet_kd.deploy.openvino_export import compile_cpu, temporary_name
 from nnunet_kd.nnunet_io.model_folder import ModelFolder
 from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.progress import progress
 
 if TYPE_CHECKING:
     import openvino
@@ -128,7 +128,7 @@ def measure_dice(
         wrapped = _AsModule(compile_cpu(network, precisions[name]))
         predictor.manual_initialization(wrapped, manager, config, None, model.dataset_json, "nnUNetTrainer", None)
         predictors[name] = predictor
-    for case in tqdm(data.validation, desc="Dice of int8"):
+    for case in progress(data.validation, "Dice of int8"):
         image, truth, _, _ = data.cases.load_case(case)
         image, truth = torch.from_numpy(np.array(image[:], np.float32)), np.array(truth[:])[0]
         for name, predictor in predictors.items():

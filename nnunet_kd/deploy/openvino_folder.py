@@ -15,6 +15,7 @@ from nnunet_kd.deploy.openvino_export import write_openvino
 from nnunet_kd.deploy.runner.model import FILE
 from nnunet_kd.deploy.runner_export import add_networks
 from nnunet_kd.nnunet_io.model_folder import ModelFolder
+from nnunet_kd.utils.dataset_json import channel_names
 from nnunet_kd.utils.tables import markdown_table
 
 _CARD = """
@@ -60,7 +61,7 @@ def add_openvino(folder: Path, name: str, options: OpenVINO, model: ModelFolder,
         KDError: see `write_openvino`, `fold_data`, `write_int8`.
     """
     config = PlansManager(model.plans).get_configuration(model.configuration).configuration
-    channels = len(model.dataset_json.get("channel_names", model.dataset_json.get("modality")))
+    channels = len(channel_names(model.dataset_json))
     for fold in folds:
         source = folder / f"fold_{fold}.onnx"
         write_openvino(source, folder / f"fold_{fold}.xml", channels, total_strides(config), options.half)

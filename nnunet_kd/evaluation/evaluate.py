@@ -18,6 +18,7 @@ from nnunet_kd.evaluation.domains import Domain, measure_predictions
 from nnunet_kd.evaluation.fsd.compare import RunsRequest, check_domains, compare_models, prepare_runs
 from nnunet_kd.evaluation.fsd.vector_files import save_vectors
 from nnunet_kd.evaluation.predict import check_images, check_readable, make_our_trainers_known, predict_domain, predictor_of
+from nnunet_kd.evaluation.report.report import write_measurements
 from nnunet_kd.networks.cost import count_flops, count_parameters
 from nnunet_kd.nnunet_io.checkpoints import logged_curves
 from nnunet_kd.nnunet_io.trained_fold import FINAL, OpenedFolds, TrainedFold
@@ -109,6 +110,7 @@ def evaluate(request: EvaluationRequest) -> dict:
         # an exported student carries no section either, so the role alone would take it for a stock teacher
         if entry["parameters"] < heaviest:
             entry["role"] = "student"
+    write_measurements(report, request.out)  # nothing of what follows may cost the hours of before
     if request.distances != "none":
         _add_distances(report, models, request, folds)
     report["seconds"] = time.time() - start

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from nnunet_kd.nnunet_io.configurations import resolved_configuration
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, read_model_folder, resolve_folder
 from nnunet_kd.utils.errors import KDError
 
@@ -61,7 +62,7 @@ def find_previous_stage(stage: str, given: str | Path | None, teacher: ModelFold
     if given is None and teacher is not None and len(teacher.path.name.split("__")) == 3:
         trainer, plans, configuration = teacher.path.name.split("__")
         beside = teacher.path.with_name(f"{trainer}__{plans}__{stage}")
-        if teacher.plans["configurations"][configuration].get("previous_stage") == stage and beside.is_dir():
+        if resolved_configuration(teacher.plans, configuration).get("previous_stage") == stage and beside.is_dir():
             given = beside
     if given is None:
         raise KDError(

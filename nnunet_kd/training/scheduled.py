@@ -28,6 +28,7 @@ from nnunet_kd.nnunet_io.checkpoints import (
 )
 from nnunet_kd.training.loader_workers import end_with_parent
 from nnunet_kd.training.mixins import check_order
+from nnunet_kd.training.unfinished import forget_training, stopped
 from nnunet_kd.utils.bfloat16 import bfloat16_warning
 from nnunet_kd.utils.distributed import of_all_ranks, world_size
 from nnunet_kd.utils.environment import require_environment
@@ -196,13 +197,28 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
             self.network.to(memory_format=torch.channels_last)
 
     def run_training(self):
-        """nnU-Net's training. A disk that is full is one line, also where nnU-Net writes logs and pictures itself."""
+        """nnU-Net's training.
+
+        A disk that is full is one line, also where nnU-Net writes logs and pictures itself. So is Ctrl-C. A mistake found
+        before the first epoch, a missing teacher say, leaves no folder behind that looks like a training.
+        """
         try:
             super().run_training()
+        except KDError:
+            if not self._begun:
+                forget_training(Path(self.output_folder), Path(self.log_file))
+            raise
+        except KeyboardInterrupt:
+            raise stopped(Path(self.output_folder), self.current_epoch) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise cannot_write(error.filename or self.output_folder, error) from error
+
+    @property
+    def _begun(self) -> bool:
+        """Whether an epoch has begun, now or in the training that is continued."""
+        return bool(self.logger.local_logger.my_fantastic_logging["epoch_start_timestamps"])
 
     def on_train_start(self):
         if not self.was_initialized:

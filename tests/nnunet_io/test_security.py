@@ -129,6 +129,8 @@ def test_without_the_check_such_plans_do_run_code(folder, tmp_path):
         "",
         5,
         ["torch.nn.ReLU"],
+        "dynamic_network_architectures.architectures.nowhere.get_matching_convtransp",
+        "dynamic_network_architectures.architectures.nowhere.Nothing",
     ],
 )
 @pytest.mark.parametrize("key", ["network_class_name", "norm_op"])

@@ -9,6 +9,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +99,7 @@ def training_curves_of(settings: CompareSettings, group: Group) -> dict[str, lis
     if not results or source is None:
         return {}
     seed, fold = group.trainings[0]
-    ending = f"{f'_seed{seed}' if seed else ''}__{settings.configuration}"
+    ending = f"{f'_seed{seed}' if seed else ''}__{escape(settings.configuration)}"
     names = [f"*__KD_{slug(group.method)}_*_{h}{ending}" for h in sorted(group.hashes)]
     names += [f"*__nnUNetTeacherPlans{ending}"] * (group.method == "teacher")
     for name in names:

@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from nnunet_kd.comparison.analysis.costs import NetworkCost, network_costs
 from nnunet_kd.comparison.analysis.differences import Comparison, compare_with
 from nnunet_kd.comparison.analysis.groups import Group, collect, datasets_of, interval, is_unseen
@@ -34,6 +32,7 @@ from nnunet_kd.evaluation.report import figures
 from nnunet_kd.evaluation.report.page import data_uri, template
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_text
+from nnunet_kd.utils.progress import progress
 
 FEW = 6  # methods in pictures of cases and training curves, unless --methods says which
 
@@ -174,10 +173,15 @@ class _Page:
                 f"FSD against the loss of Dice for {len(shown)} pairs of method and target, as in the table below",
                 "To the right: less like the source to the network. Upwards: more Dice is lost.",
             )
-        for name, rows in tqdm(self.rows.items(), desc="pictures", leave=False, disable=None):
+        for name, rows in progress(self.rows.items(), "pictures", unit="picture"):
+            try:
+                drawn_rows = figures.contour_figure(rows, folder / "overlay.png")
+            except KDError as error:
+                self.notes.append(f"No cases of {name} are shown: {error}.")
+                continue
             self._add(
                 "overlays",
-                figures.contour_figure(rows, folder / "overlay.png"),
+                drawn_rows,
                 f"{name}: outlines of the annotation and of the predictions of {', '.join(rows[0].predictions)} on "
                 f"{len(rows)} cases",
                 name,

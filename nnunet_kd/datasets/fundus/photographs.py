@@ -27,7 +27,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from scipy import ndimage
-from tqdm import tqdm
 
 from nnunet_kd.datasets.fundus.corruptions import corrupt, severities
 from nnunet_kd.datasets.fundus.field_of_view import FieldOfView, find_field_of_view
@@ -35,6 +34,7 @@ from nnunet_kd.datasets.nnunet_format import ConversionReport, check_choice, wri
 from nnunet_kd.datasets.sources import SourceFiles
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
+from nnunet_kd.utils.progress import progress
 
 CHANNEL_NAMES = {"green": ("green",), "gray": ("gray",), "rgb": ("red", "green", "blue")}
 MARGIN = 0.1
@@ -222,7 +222,7 @@ def convert_cases(
     was meant.
     """
     log, sizes, found_fields = {}, Counter(), {}
-    for case in tqdm(cases, desc=report.dataset, unit="case", disable=None):
+    for case in progress(cases, report.dataset, leave=True):
         rgb, label = read_rgb(case.image), read_binary(case.label)
         published = read_binary(case.fov) if case.fov else None
         for path, array in ((case.label, label), (case.fov, published)):

@@ -21,6 +21,8 @@ from .preprocess import prepare
 from .segment import segment
 from .sliding import predict_logits
 
+_NAMED = 3  # failed cases in the error's line
+
 
 class Predictor:
     """Predicts as nnU-Net's predictor does with the same model.
@@ -84,15 +86,25 @@ class Predictor:
 
         probabilities: also CASE.npz with "probabilities" (K, Z, Y, X), as nnU-Net writes it.
         bar: a progress bar; default: if stderr is a terminal.
+
+        Raises:
+            RunnerError: cases that cannot be predicted, at the end: one does not keep the others from being written.
         """
         cases = find_cases(Path(folder), self.model)
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        written = []
+        written, failed = [], []
         with _Bar(len(cases), bar) as progress:
             for case in cases:
                 progress.case(case.name)
-                written.append(self._predict_case(case, out, probabilities, progress.tile))
+                try:
+                    written.append(self._predict_case(case, out, probabilities, progress.tile))
+                except RunnerError as error:
+                    failed.append(str(error))
+        if failed:
+            more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+            others = f" ({len(written)} of {len(cases)} cases were written to {out})" if len(cases) > 1 else ""
+            raise RunnerError(f"{'; '.join(failed[:_NAMED])}{more}{others}")
         return written
 
     def _predict_case(self, case: Case, out: Path, probabilities: bool, progress: Callable) -> Path:

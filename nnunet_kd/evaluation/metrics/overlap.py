@@ -132,7 +132,8 @@ def summarise(cases: Mapping[str, dict]) -> dict:
     """Mean of every metric over the cases in which it is defined.
 
     Returns:
-        ``{metric: mean, "n": cases, "failures": cases with one empty mask, "undefined": cases without a Dice}``. Failures
+        ``{metric: mean, "n": cases, "failures": cases with one empty mask, "undefined": cases without a Dice,
+        "auc_undefined": cases without an AUC, if there are any with probabilities}``. Failures
         are "missed" (nothing predicted) or "false_alarms" (nothing there); with several labels these two are in
         ``"labels": {name: the same}``.
 
@@ -146,6 +147,8 @@ def summarise(cases: Mapping[str, dict]) -> dict:
     summary["n"] = len(values)
     summary["failures"] = sum(bool(v["failed"]) for v in values)
     summary["undefined"] = sum(math.isnan(v["dice"]) for v in values)
+    if "auc" in summary:
+        summary["auc_undefined"] = sum(math.isnan(v.get("auc", math.nan)) for v in values)
     if "hd95_unit" in values[0]:
         summary["hd95_unit"] = values[0]["hd95_unit"]
     names = values[0].get("labels", {})

@@ -142,7 +142,7 @@ def summary(measured: Measured, files: Sequence[CaseFiles], labels: Sequence[Reg
             mean[label] = {k: float(np.nanmean([f[k] for f in found])) for k in found[0]}
     first = next(iter(mean.values()))
     whole = measured.summary
-    counts = ("n", "failures", "undefined", "missed", "false_alarms")
+    counts = ("n", "failures", "undefined", "auc_undefined", "missed", "false_alarms")
     of_label = {str(label): whole.get("labels", {}).get(name_of(label), whole) for label in labels}
     return {
         "foreground_mean": {k: float(np.mean([m[k] for m in mean.values()])) for k in first},
