@@ -16,7 +16,7 @@ from nnunet_kd.distillation.step import DistillationStep, Task, repeat_rows
 from nnunet_kd.networks.stages import StageTable, StageTap, stage_table, unwrap
 from nnunet_kd.nnunet_io.labels import Annotations
 from nnunet_kd.nnunet_io.model_folder import resolve_folder
-from nnunet_kd.nnunet_io.teacher import load_teacher, teacher_files, teacher_folds
+from nnunet_kd.nnunet_io.teacher_folder import load_teacher, teacher_files, teacher_folds
 from nnunet_kd.training.progress_picture import plot_terms
 from nnunet_kd.training.scheduled import nnUNetTrainerScheduled
 from nnunet_kd.utils.errors import KDError
