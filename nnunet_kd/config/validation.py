@@ -74,12 +74,12 @@ def build(cls: type, data: Any, where: str) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    if value is None and type(None) in options:
+    alternatives = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    if value is None and type(None) in alternatives:
         return None
-    options = [o for o in options if o is not type(None)]
+    options = [o for o in alternatives if o is not type(None)]
     for option in options:
-        if dataclasses.is_dataclass(option):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
             return build(option, value, where)
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)

@@ -59,7 +59,7 @@ def cost_table(costs: dict[str, Cost]) -> str:
     first = next(iter(costs.values()))
     rows = [("network", "parameters", "", "MFLOPs/patch", "", "CPU ms/patch", "")]
     for name, cost in costs.items():
-        faster = "" if not cost.milliseconds else f"{first.milliseconds / cost.milliseconds:.1f}x"
+        faster = f"{first.milliseconds / cost.milliseconds:.1f}x" if cost.milliseconds and first.milliseconds else ""
         rows.append(
             (
                 name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -40,11 +41,12 @@ class VectorMSAN(nn.Module):
         nodes, conv = math.prod(self.pooled), CONV[len(self.spatial)]
         self.project = conv(channels, dim, 1)
         self.squeeze = nn.Sequential(nn.Linear(nodes, hidden), nn.GELU(), nn.Linear(hidden, 1))
-        self.expand = nn.Sequential(nn.Linear(1, hidden), nn.GELU(), nn.Linear(hidden, nodes))
+        header = nn.Linear(1, hidden)
+        self.expand = nn.Sequential(header, nn.GELU(), nn.Linear(hidden, nodes))
         self.restore = conv(dim, channels, 1)
         initialise(self)
         # spread the kinks of the header's hidden units over the range of z: all at 0 would leave two distinct functions
-        nn.init.uniform_(self.expand[0].bias, -1, 1)
+        nn.init.uniform_(header.bias, -1, 1)
 
     @full_precision
     def encode(self, feature: Tensor) -> Tensor:
@@ -153,7 +155,7 @@ class MapMSAN(nn.Module):
 KINDS: dict[str, type[nn.Module]] = {"vector": VectorMSAN, "spatial": SpatialMSAN, "map": MapMSAN}
 
 
-def build_msan(kind: str, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64, **options) -> nn.Module:
+def build_msan(kind: str, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64, **options: Any) -> nn.Module:
     """The MSAN called ``kind`` for a stage of ``channels`` channels and spatial shape ``spatial``.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -56,7 +57,7 @@ class TeacherEnsemble(FrozenTeacher):
         self.regions = regions
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits = torch.stack([network(x) for network in self.network]).float()
+        logits = torch.stack([network(x) for network in cast(nn.ModuleList, self.network)]).float()
         if self.regions:
             return F.logsigmoid(logits).logsumexp(0) - F.logsigmoid(-logits).logsumexp(0)
         return logits.log_softmax(2).logsumexp(0) - math.log(len(logits))

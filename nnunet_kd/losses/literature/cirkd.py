@@ -100,6 +100,8 @@ class CIRKDMemory(Loss):
     reads = "features"
     weight = 0.1
     needs_target = True
+    pixel_count: Tensor
+    region_count: Tensor
 
     def __init__(
         self,
@@ -147,7 +149,7 @@ class CIRKDMemory(Loss):
         check_features(student, teacher, *self.channels)
         masks = class_masks(target, self.classes, teacher)
         s, t = (_unit_rows(x.flatten(2)) for x in (self.adapter(student), teacher.detach()))
-        seed = torch.cat([self.pixel_count, self.region_count]).sum().item()
+        seed = int(torch.cat([self.pixel_count, self.region_count]).sum().item())
         generator = torch.Generator(student.device).manual_seed(seed)
         if self.training:
             self._store(t, masks, generator)
