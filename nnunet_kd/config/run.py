@@ -209,13 +209,12 @@ class Config:
             from nnunet_kd.networks.stages import no_stages
 
             raise no_stages(f"the teacher, a {self.teacher.stages.family},")
-        if self.teacher is not None and len(self.teacher.folds) > 1:
-            if inside or self.need_alignment:
-                reads = f'"losses.{inside[0].place}"' if inside else "an MSAN"
-                raise KDError(
-                    f'"{SECTION}.teacher.fold" names {len(self.teacher.folds)} folds: their predictions can be averaged, not '
-                    f"their features, which {reads} reads: name one fold, or distil logits only"
-                )
+        if self.teacher is not None and len(self.teacher.folds) > 1 and (inside or self.need_alignment):
+            reads = f'"losses.{inside[0].place}"' if inside else "an MSAN"
+            raise KDError(
+                f'"{SECTION}.teacher.fold" names {len(self.teacher.folds)} folds: their predictions can be averaged, not '
+                f"their features, which {reads} reads: name one fold, or distil logits only"
+            )
 
     @property
     def _loss_reads_views(self) -> bool:

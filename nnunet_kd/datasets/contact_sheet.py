@@ -52,7 +52,7 @@ def _tiles(image: Path, label: Path) -> list[Image.Image]:
 
 
 def _tile(picture: np.ndarray, marks: np.ndarray, height_step: float, width_step: float) -> Image.Image:
-    """picture (H, W[, 3]) with a pixel of the given size (any unit), outlines of every label value drawn after enlarging."""
+    """A picture (H, W[, 3]) with a pixel of the given size (any unit), outlines of every label value drawn after enlarging."""
     height, width = picture.shape[0] * height_step, picture.shape[1] * width_step
     scale = (SIDE - 4) / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))

@@ -137,7 +137,7 @@ class Distiller:
         self._teacher_forward = TeacherForward(self.config, teacher, self.needs_decoder_stages)
 
     def phase(self, progress: float) -> str:
-        """ "warm-up", "act" or "distil" at this fraction of the training."""
+        """The phase at this fraction of the training: "warm-up", "act" or "distil"."""
         return phase_at(self.config, progress)
 
     def adjusted(self, logits: torch.Tensor, anchors: int | None = None) -> torch.Tensor:

@@ -24,6 +24,7 @@ class Cost:
 
 
 def count_parameters(network: nn.Module) -> int:
+    """Numbers in all parameters of a network."""
     return sum(p.numel() for p in network.parameters())
 
 

@@ -33,7 +33,7 @@ class VectorMSAN(nn.Module):
         max_nodes: pixels the MLP may see. Features with more are average-pooled, largest axis first.
     """
 
-    def __init__(self, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64, max_nodes: int = 4096):
+    def __init__(self, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64, max_nodes: int = 4096) -> None:
         super().__init__()
         self.spatial = tuple(int(n) for n in spatial)
         self.pooled, self.grid = shrink(self.spatial, max_nodes), ()
@@ -81,7 +81,7 @@ class SpatialMSAN(nn.Module):
         ValueError: ``dim`` is not a multiple of the number of nodes.
     """
 
-    def __init__(self, channels: int, spatial: Sequence[int], dim: int, grid: int = 4, hidden: int = 64):
+    def __init__(self, channels: int, spatial: Sequence[int], dim: int, grid: int = 4, hidden: int = 64) -> None:
         super().__init__()
         self.spatial = tuple(int(n) for n in spatial)
         self.grid = tuple(min(grid, n) for n in self.spatial)
@@ -128,7 +128,7 @@ class MapMSAN(nn.Module):
         hidden: width of the header (1x1 convolutions: anything larger would cost as much as the network's own stage).
     """
 
-    def __init__(self, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64):
+    def __init__(self, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64) -> None:
         super().__init__()
         self.spatial = self.grid = tuple(int(n) for n in spatial)
         self.dim, self.length = dim, dim * math.prod(self.grid)

@@ -40,7 +40,9 @@ class SemanticAutoencoder(nn.Module):
     std: Tensor
     batches: Tensor
 
-    def __init__(self, num_labels: int, spatial_dims: int, dim: int, width: int = 16, pools: int = 3, regions: bool = False):
+    def __init__(
+        self, num_labels: int, spatial_dims: int, dim: int, width: int = 16, pools: int = 3, regions: bool = False
+    ) -> None:
         super().__init__()
         self.regions = regions
         conv = CONV[spatial_dims]

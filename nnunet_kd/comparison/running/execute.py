@@ -52,6 +52,7 @@ def kept_model(comparison: Comparison, run: Run) -> dict | None:
 
 
 def model_folder(comparison: Comparison, run: Run) -> Path:
+    """Where a run's kept network lies, or will."""
     return comparison.settings.models / run.source.name / run.model_name
 
 

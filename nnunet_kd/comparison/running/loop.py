@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from nnunet_kd.comparison import git
 from nnunet_kd.comparison.locks import RunLock
@@ -234,7 +235,7 @@ def _start_workers(file: Path, jobs: int) -> None:
 def _sigterm_as_interrupt() -> Iterator[None]:
     """`kill` ends trainings as Ctrl-C does."""
 
-    def interrupt(number, frame) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

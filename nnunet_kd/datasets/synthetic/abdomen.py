@@ -8,7 +8,7 @@ Rician noise, thicker slices). All are z-scored, so that one model reads them al
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -138,7 +138,7 @@ def draw_anatomy(rng: np.random.Generator) -> Anatomy:
     z, y, x = (axis + 6 * _field(rng, 40) for axis in (z, y, x))
     tissue[inner & ~cavity] = MUSCLE
 
-    def organ(centre, radii, rough: float = 0.12, turn: float = 0.3) -> np.ndarray:
+    def organ(centre: Sequence[float], radii: Sequence[float], rough: float = 0.12, turn: float = 0.3) -> np.ndarray:
         """Smoothly deformed ellipsoid, as a level that is below 1 inside; centre (x, y, z) and radii in mm, of a mean body."""
         scale = np.array([width / 139, depth / 102, 1.0])
         shifted = np.array(centre) * scale + rng.normal(0, (5, 4, 6))
@@ -226,7 +226,9 @@ def make_case(seed: tuple[int, ...], domain: Domain) -> tuple[np.ndarray, np.nda
     return image, label, (SPACING[2], SPACING[1], SPACING[0] * SHAPE[0] / domain.slices)
 
 
-def _field(rng: np.random.Generator, length: float, shape=SHAPE, spacing=SPACING) -> np.ndarray:
+def _field(
+    rng: np.random.Generator, length: float, shape: Sequence[int] = SHAPE, spacing: Sequence[float] = SPACING
+) -> np.ndarray:
     """Smooth random field of mean 0 and standard deviation 1, that changes over about `length` mm: Gaussian bumps of random
     height on a grid, summed axis by axis."""
     weights = []

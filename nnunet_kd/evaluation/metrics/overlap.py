@@ -113,7 +113,7 @@ def case_metrics(
 
 
 def centreline_dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """clDice of two boolean masks, two or three axes. NaN if both are empty, 0 if one is."""
+    """The clDice of two boolean masks, two or three axes. NaN if both are empty, 0 if one is."""
     prediction, truth = np.asarray(prediction, dtype=bool), np.asarray(truth, dtype=bool)
     if not prediction.any() or not truth.any():
         return math.nan if prediction.any() == truth.any() else 0.0

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -229,7 +230,7 @@ def write_csv(report: Mapping, file: Path) -> Path:
     return file
 
 
-def json_ready(value):
+def json_ready(value: Any) -> Any:
     """The same data for strict JSON: NaN and infinity become null, arrays and tuples lists, paths text."""
     if isinstance(value, Mapping):
         return {str(k): json_ready(v) for k, v in value.items()}
