@@ -16,16 +16,8 @@ from nnunet_kd.comparison import git
 from nnunet_kd.comparison.locks import RunLock
 from nnunet_kd.comparison.planning import Comparison, Run, plan_comparison
 from nnunet_kd.comparison.rows import read_rows, take_over_parts
-from nnunet_kd.comparison.running.execute import (
-    TrainedElsewhere,
-    execute,
-    kept_model,
-    missing,
-    model_folder,
-    remeasure_run,
-    status,
-    unmeasured,
-)
+from nnunet_kd.comparison.running.execute import TrainedElsewhere, execute, missing, remeasure_run, status, unmeasured
+from nnunet_kd.comparison.running.kept_models import kept_model, model_folder
 from nnunet_kd.comparison.settings import CompareSettings
 from nnunet_kd.utils.bfloat16 import bfloat16_warning
 from nnunet_kd.utils.errors import KDError
