@@ -34,7 +34,7 @@ def add_compare(commands: argparse._SubParsersAction) -> None:
 
 
 def _compare(o: argparse.Namespace) -> None:
-    from nnunet_kd.comparison.settings import read_settings
+    from nnunet_kd.comparison.checked_settings import read_settings
 
     for option, needs in (
         ("against", "table or report"),
