@@ -58,7 +58,8 @@ setup(
         # comparisons on a Slurm cluster
         "slurm": ["submitit>=1.5"],
         # pytest-xdist: the tests on two cores. setuptools: one test builds the wheel in the environment itself.
-        # monai: the oracle of the metrics' tests. import-linter: which folder may import which (`make lint`).
+        # monai: the oracle of the metrics' tests. import-linter: which folder may import which,
+        # mypy: whether the types of losses, config, networks, views and metrics hold (both in `make lint`).
         # hypothesis: draws shapes, spacings and label sets that nobody thinks of.
         "test": [
             "pytest>=8",
@@ -66,6 +67,7 @@ setup(
             "pytest-xdist",
             "ruff",
             "import-linter>=2",
+            "mypy>=1.15",
             "setuptools>=70.1",
             "monai>=1.4",
             "hypothesis>=6.100",

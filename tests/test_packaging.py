@@ -101,7 +101,7 @@ def test_every_trainer_has_its_shim():
 
 def test_missing_trainers_are_an_error_with_the_fix(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "find_spec", lambda name: None)
-    monkeypatch.setattr(paths, "_SOURCES", tmp_path)
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "nnunet_kd" / "utils" / "environment.py"))
     with pytest.raises(KDError, match="install nnunet-kd again"):
         paths.trainers_path()
 

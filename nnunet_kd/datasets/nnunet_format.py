@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -123,7 +124,7 @@ def free_dataset_folder(root: str | Path, dataset_id: int, name: str, overwrite:
 
 
 def new_report(
-    raw: str | Path, preprocessed: str | Path, dataset_id: int, name: str, overwrite: bool = False, **known
+    raw: str | Path, preprocessed: str | Path, dataset_id: int, name: str, overwrite: bool = False, **known: Any
 ) -> ConversionReport:
     """An empty report on a dataset that may be written; `known` are further fields of it.
 

@@ -10,9 +10,10 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import IO, Any
 
 from nnunet_kd.utils.errors import KDError
 
@@ -198,7 +199,9 @@ def _unpack(archive: Path, folder: Path, keep: re.Pattern, nesting: int) -> None
             _unpack(inner, inner.with_name(f"{_stem(inner)}"), keep, nesting - 1)
 
 
-def _write_members(archive: Path, members: list, folder: Path, keep: re.Pattern, open_member) -> list[Path]:
+def _write_members(
+    archive: Path, members: list, folder: Path, keep: re.Pattern, open_member: Callable[[Any], IO[bytes]]
+) -> list[Path]:
     """members: (name, size, whether it is a link or a device, the library's object)."""
     chosen = []
     for name, size, special, member in members:

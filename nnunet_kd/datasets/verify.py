@@ -263,7 +263,7 @@ def _label_shares(cases: Sequence[_Case]) -> str:
 
 
 def _ranges(sizes: Sequence[tuple]) -> str:
-    """ "512x512x74..987": smallest and largest along every axis."""
+    """Smallest and largest along every axis: "512x512x74..987"."""
     if not sizes:
         return "none"
     if len({len(s) for s in sizes}) > 1:

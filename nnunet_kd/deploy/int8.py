@@ -152,7 +152,7 @@ def _dice(truth: np.ndarray, prediction: np.ndarray, foreground: Sequence, ignor
 class _AsModule(nn.Module):
     """A compiled OpenVINO network where nnU-Net's predictor expects torch."""
 
-    def __init__(self, compiled) -> None:
+    def __init__(self, compiled: openvino.CompiledModel) -> None:
         super().__init__()
         self.compiled = compiled
 

@@ -7,7 +7,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from pathlib import Path
 
@@ -160,7 +160,7 @@ def _random(batch: int, channels: int, size: Sequence[int]) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def _quiet():
+def _quiet() -> Iterator[None]:
     """The exporter reports its progress on stdout, in the log and as warnings about its own code."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -68,14 +68,14 @@ def openvino_model(source: Path | bytes, strides: Sequence[int] | None = None) -
     return openvino.convert_model(io.BytesIO(model.SerializeToString()))
 
 
-def compile_cpu(model: openvino.Model, precision: str = "f32"):
+def compile_cpu(model: openvino.Model, precision: str = "f32") -> openvino.CompiledModel:
     """Compile for this CPU. OpenVINO's own choice of precision is bf16 wherever the CPU has it, hence the hint."""
     import openvino
 
     return openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": precision})
 
 
-def compare(compiled, source: Path, channels: int, strides: Sequence[int], tolerance: float) -> float:
+def compare(compiled: openvino.CompiledModel, source: Path, channels: int, strides: Sequence[int], tolerance: float) -> float:
     """Largest difference from ONNX Runtime's logits at two sizes and batch sizes, relative to the largest logit.
 
     Raises:

@@ -212,6 +212,7 @@ def _check_names(kind: str, names: Sequence[str]) -> None:
 
 
 def versions() -> dict[str, str]:
+    """Versions of what decides the numbers, for the report."""
     return {p: importlib.metadata.version(p) for p in ("nnunetv2", "torch", "numpy", "scipy")} | {
         "nnunet_kd": importlib.import_module("nnunet_kd").__version__
     }

@@ -26,7 +26,7 @@ from nnunet_kd.nnunet_io.configurations import (
     set_patch_size,
 )
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network
-from nnunet_kd.nnunet_io.teacher import check_compatible, check_patch_size, describe_teacher
+from nnunet_kd.nnunet_io.teacher_folder import check_compatible, check_patch_size, describe_teacher
 from nnunet_kd.planning.learning_rate import student_learning_rate
 from nnunet_kd.planning.requests import StudentRequest, TeacherRequest
 from nnunet_kd.utils.errors import KDError

@@ -8,7 +8,7 @@ import io
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -82,7 +82,7 @@ def measure_in_turn(
 
 
 @contextmanager
-def torch_threads(threads: int):
+def torch_threads(threads: int) -> Iterator[None]:
     """Fix torch's threads for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

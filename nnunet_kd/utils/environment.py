@@ -9,7 +9,6 @@ from pathlib import Path
 
 from nnunet_kd.utils.errors import KDError
 
-_SOURCES = Path(__file__).parents[2]  # of a source tree that is not installed
 NNUNET_FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
 
@@ -45,7 +44,7 @@ def trainers_path() -> Path:
     """
     spec = find_spec("nnunet_kd.trainers")
     candidates = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec else []
-    candidates.append(_SOURCES / "trainers")
+    candidates.append(Path(__file__).parents[2] / "trainers")
     for folder in candidates:
         if any(folder.glob("nnUNetTrainer*.py")):
             return folder.resolve()

@@ -51,7 +51,7 @@ def _lines(items: Iterable[T], step: str, total: int | None, unit: str) -> Itera
 
 
 def _clock(seconds: float) -> str:
-    """ "45 s", "12 min" or "3.5 h"."""
+    """Such as "45 s", "12 min" or "3.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

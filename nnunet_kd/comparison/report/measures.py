@@ -29,6 +29,7 @@ class Measures:
 
 
 def measures(group: Group, dataset: str) -> Measures:
+    """What a group's rows say of one dataset beside the Dice."""
     found = {column: by_dataset.get(dataset, {}) for column, by_dataset in group.measured.items()}
     best, dice = found.get("best_dice", {}), group.valid(dataset)
     marked = group.marked.get(dataset, {})

@@ -52,12 +52,14 @@ def table(
 
 
 def check_against(settings: CompareSettings, groups: Sequence[Group], against: str | None) -> None:
+    """Raise KDError unless the method to compare with has rows."""
     names = list(dict.fromkeys(g.method for g in groups))
     if against is not None and against not in names:
         raise KDError(f"--against {against}: {settings.csv} has rows of {', '.join(names)} only")
 
 
 def means(groups: Sequence[Group], datasets: Sequence[str]) -> Table:
+    """Every group's mean Dice on every dataset."""
     names = Names(groups)
     text = "Dice, mean over seeds and cases"
     if any(len(g.trainings) > 1 for g in groups):
@@ -115,6 +117,7 @@ def cost_table(
 
 
 def differences(compared: Sequence[Comparison], datasets: Sequence[str], against: str) -> Table:
+    """Every group's difference from the method ``against`` on every dataset, with intervals."""
     note = (
         f"Difference from {against} in Dice points (0.01), paired by case and seed, with a 95% bootstrap interval that draws "
         "whole clusters (children, patients; a case where the file names none) and whole seeds (with folds: trainings)."
@@ -135,6 +138,7 @@ def differences(compared: Sequence[Comparison], datasets: Sequence[str], against
 
 
 def tests(compared: Sequence[Comparison], against: str) -> Table:
+    """The tests of these differences, a row per group and dataset."""
     names = Names([c.group for c in compared])
     header = [*names.header[:-1], "domain", "difference", "clusters", "Wilcoxon p", "Holm", "permutation p", "ASO"]
     caption = (

@@ -10,21 +10,14 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from nnunet_kd.comparison import git
 from nnunet_kd.comparison.locks import RunLock
 from nnunet_kd.comparison.planning import Comparison, Run, plan_comparison
 from nnunet_kd.comparison.rows import read_rows, take_over_parts
-from nnunet_kd.comparison.running.execute import (
-    TrainedElsewhere,
-    execute,
-    kept_model,
-    missing,
-    model_folder,
-    remeasure_run,
-    status,
-    unmeasured,
-)
+from nnunet_kd.comparison.running.execute import TrainedElsewhere, execute, missing, remeasure_run, status, unmeasured
+from nnunet_kd.comparison.running.kept_models import kept_model, model_folder
 from nnunet_kd.comparison.settings import CompareSettings
 from nnunet_kd.utils.bfloat16 import bfloat16_warning
 from nnunet_kd.utils.errors import KDError
@@ -234,7 +227,7 @@ def _start_workers(file: Path, jobs: int) -> None:
 def _sigterm_as_interrupt() -> Iterator[None]:
     """`kill` ends trainings as Ctrl-C does."""
 
-    def interrupt(number, frame) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)

@@ -82,4 +82,5 @@ def measured_cells(values: dict, curves: dict[str, np.ndarray]) -> dict[str, str
 
 
 def now() -> str:
+    """The time in a row: ISO 8601, to the second."""
     return datetime.datetime.now().isoformat(timespec="seconds")

@@ -12,11 +12,13 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from nnunet_kd.comparison.checked_settings import read_settings
 from nnunet_kd.comparison.planning import Comparison, Run, plan_comparison
 from nnunet_kd.comparison.rows import append_rows, part_of, read_rows, take_over_parts
-from nnunet_kd.comparison.running.execute import ERROR, kept_model, status
+from nnunet_kd.comparison.running.execute import ERROR, status
+from nnunet_kd.comparison.running.kept_models import kept_model
 from nnunet_kd.comparison.running.loop import left_over, work
-from nnunet_kd.comparison.settings import CompareSettings, SlurmSettings, read_settings
+from nnunet_kd.comparison.settings import CompareSettings, SlurmSettings
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
 

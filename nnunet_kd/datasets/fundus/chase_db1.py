@@ -14,12 +14,12 @@ from nnunet_kd.datasets.fundus.corruptions import corrupted
 from nnunet_kd.datasets.fundus.photographs import (
     MASK_FOLDERS,
     FundusCase,
-    check_options,
     convert_cases,
     find_masks,
     list_folder,
     masks_setting,
 )
+from nnunet_kd.datasets.fundus.preparation import check_options
 from nnunet_kd.datasets.nnunet_format import (
     ConversionReport,
     check_choice,

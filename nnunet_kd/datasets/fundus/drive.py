@@ -12,7 +12,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nnunet_kd.datasets.fundus.corruptions import corrupted
-from nnunet_kd.datasets.fundus.photographs import FundusCase, check_options, convert_cases
+from nnunet_kd.datasets.fundus.photographs import FundusCase, convert_cases
+from nnunet_kd.datasets.fundus.preparation import check_options
 from nnunet_kd.datasets.nnunet_format import ConversionReport, new_dataset_folder, new_report
 from nnunet_kd.datasets.sources import ALLOW_MISSING, SourceFiles, opened
 from nnunet_kd.utils.errors import KDError

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nnunet_kd.datasets.fundus.photographs import FundusCase, check_options, convert_cases
+from nnunet_kd.datasets.fundus.photographs import FundusCase, convert_cases
+from nnunet_kd.datasets.fundus.preparation import check_options
 from nnunet_kd.datasets.nnunet_format import (
     ConversionReport,
     check_choice,

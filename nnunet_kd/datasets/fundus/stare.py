@@ -13,11 +13,11 @@ from pathlib import Path
 from nnunet_kd.datasets.fundus.photographs import (
     MASK_FOLDERS,
     FundusCase,
-    check_options,
     convert_cases,
     find_masks,
     masks_setting,
 )
+from nnunet_kd.datasets.fundus.preparation import check_options
 from nnunet_kd.datasets.nnunet_format import ConversionReport, new_dataset_folder, new_report
 from nnunet_kd.datasets.sources import SourceFiles, check_listed, opened
 from nnunet_kd.utils.errors import KDError

@@ -143,8 +143,19 @@ def convert_mr(
 
 
 def _convert(
-    source, raw, preprocessed, dataset_id, modality, sequence, labels, channel, settings, overwrite, name, allow_missing
-):
+    source: str | Path,
+    raw: str | Path,
+    preprocessed: str | Path,
+    dataset_id: int,
+    modality: str,
+    sequence: str,
+    labels: str,
+    channel: str,
+    settings: dict[str, str],
+    overwrite: bool,
+    name: str,
+    allow_missing: bool,
+) -> ConversionReport:
     with opened(source, raw, KEEP) as root:
         missing = [] if allow_missing else None
         found = find_cases(root, modality, sequence, settings["split"], missing)

@@ -64,7 +64,9 @@ def find_msd(source: str | Path, missing: list[str] | None = None) -> list[Volum
     return _pairs(source, "MSDLiver", images, labels, MSD_EXPECTED, missing)
 
 
-def _pairs(source, name: str, images: dict, labels: dict, expected: str, missing: list[str] | None) -> list[VolumeCase]:
+def _pairs(
+    source: str | Path, name: str, images: dict, labels: dict, expected: str, missing: list[str] | None
+) -> list[VolumeCase]:
     alone = None if missing is None else []
     there = check_pairs(source, images, labels, f"volumes of {name}", "label", expected, alone)
     if missing is not None:  # by number, those included of which there is no file at all

@@ -166,6 +166,7 @@ def elsewhere(a: SimpleITK.Image, b: SimpleITK.Image) -> str | None:
 
 
 def size_text(image: SimpleITK.Image) -> str:
+    """The size (x, y, z), as SimpleITK counts: "512x512x74"."""
     return "x".join(map(str, image.GetSize()))
 
 

@@ -125,7 +125,9 @@ class Predictor:
         images.write(labels, file, self.model.reader, image.geometry)
         return file
 
-    def _predict(self, image: images.Image, probabilities: bool = False, progress: Callable | None = None):
+    def _predict(
+        self, image: images.Image, probabilities: bool = False, progress: Callable | None = None
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         prepared = prepare(image, self.model, self.memory)
         data, prepared.data = prepared.data, None  # free before the segmentation needs memory
         logits = predict_logits(data, self.networks, self.model, self.mirroring, self.memory, progress or (lambda *_: None))
@@ -153,7 +155,7 @@ class _Bar:
     def __enter__(self) -> _Bar:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def case(self, name: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from .memory import Memory
@@ -46,7 +48,7 @@ def segment(
     return whole, None if maps is None else maps.transpose(0, *(a + 1 for a in model.transpose_backward))
 
 
-def _labels(channel, model: Model, threshold: float, kind: type) -> np.ndarray:
+def _labels(channel: Callable[[int], np.ndarray], model: Model, threshold: float, kind: type) -> np.ndarray:
     """The largest channel's number, the first of equals; for regions the last in their order that exceeds `threshold`."""
     best = channel(0)
     if model.regions_class_order is not None:

@@ -76,14 +76,17 @@ def ordered(models: Sequence[Mapping]) -> list[Mapping]:
 
 
 def teacher_of(report: Mapping) -> Mapping | None:
+    """The first teacher among a report's models, None without one."""
     return next((m for m in report["models"] if m["role"] == "teacher"), None)
 
 
 def domain_names(report: Mapping) -> list[str]:
+    """All domains of a report, in the order they first appear."""
     return list(dict.fromkeys(d for m in report["models"] for d in m["domains"]))
 
 
 def unseen_domains(report: Mapping) -> list[str]:
+    """Those of them that some model has not been trained on."""
     return [d for d in domain_names(report) if any(m["domains"].get(d, {}).get("unseen") for m in report["models"])]
 
 

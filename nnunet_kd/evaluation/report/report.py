@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -168,7 +169,7 @@ def draw_figures(
             students = [m["name"] for m in models if m["role"] != "teacher"]
             ranked = _ranked(domain, {n: dice[n][domain.name] for n in shown}, students)
 
-            def outlines(domain=domain, shown=shown, ranked=ranked) -> Path:
+            def outlines(domain: Domain = domain, shown: list = shown, ranked: list = ranked) -> Path:
                 rows = _picture_rows(domain, {n: dice[n][domain.name] for n in shown}, ranked, predictions or {})
                 return figures.contour_figure(rows, folder / f"outlines_{_slug(domain.name)}.png")
 
@@ -254,7 +255,7 @@ def write_csv(report: Mapping, file: Path) -> Path:
     return file
 
 
-def json_ready(value):
+def json_ready(value: Any) -> Any:
     """The same data for strict JSON: NaN and infinity become null, arrays and tuples lists, paths text."""
     if isinstance(value, Mapping):
         return {str(k): json_ready(v) for k, v in value.items()}
