@@ -35,6 +35,7 @@ setup(
         "torch>=2.6",
         # What follows comes with nnunetv2. It is named here because this package imports it itself, with nnunetv2's own
         # lower bounds where it has any: tighter ones could contradict nnunetv2's.
+        "dynamic-network-architectures",  # nnU-Net's networks: which classes plans may name
         "numpy>=1.24",  # arrays; 1.24 for nnunetv2, tested with 2.x
         "scipy",  # statistics of the report, distance transforms, spline fields of the synthetic vessels
         "scikit-learn",  # t-SNE of the semantic vectors

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 SHIMS = sorted(file.stem for file in (ROOT / "trainers").glob("nnUNetTrainer*.py"))
 MEND = ROOT / "scripts" / "mend_torchvision.py"
 DISTRIBUTIONS = {
+    "dynamic_network_architectures": "dynamic-network-architectures",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "PIL": "pillow",
