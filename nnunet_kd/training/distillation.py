@@ -227,7 +227,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             views = self.distiller.generator.get_state()
             self.distiller.load_state_dict(state["distiller"])
             if self.is_ddp:  # the file's are rank 0's
-                self.distiller.generator.set_state(self._own(state).get("views", views).cpu())
+                self.distiller.generator.set_state(self._state_of_rank(state).get("views", views).cpu())
         logged = self.logger.local_logger.my_fantastic_logging
         for key in self._log_keys:
             # one value per epoch, also where an older checkpoint did not know the key

@@ -60,8 +60,8 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
         check_order(type(self), nnUNetTrainerScheduled, nnUNetTrainer)
         self.kd, self._misfit = self._settings(plans, configuration, fold)
         if configuration not in plans["configurations"]:
-            have = ", ".join(plans["configurations"])
-            raise KDError(f'plans "{plans["plans_name"]}" have no configuration {configuration}, only {have}: pass {have}')
+            names = ", ".join(plans["configurations"])
+            raise KDError(f'plans "{plans["plans_name"]}" have no configuration {configuration}, only {names}: pass {names}')
         require_environment("nnUNet_preprocessed", "nnUNet_results")
         try:
             super().__init__(plans, configuration, fold, dataset_json, device)
@@ -179,11 +179,13 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         finite = [float(o["loss"]) for o in val_outputs if np.isfinite(o["loss"])]
-        bad = len(val_outputs) - len(finite)
-        if bad and finite:
+        n_not_finite = len(val_outputs) - len(finite)
+        if n_not_finite and finite:
             mean = np.asarray(np.mean(finite))  # in their place: in DDP every rank reports equally many
             val_outputs = [o if np.isfinite(o["loss"]) else {**o, "loss": mean} for o in val_outputs]
-            self.print_to_log_file(f"WARNING: {bad} validation batches with NaN or Inf in their loss, left out of val_loss")
+            self.print_to_log_file(
+                f"WARNING: {n_not_finite} validation batches with NaN or Inf in their loss, left out of val_loss"
+            )
         super().on_validation_epoch_end(val_outputs)
 
     def validation_step(self, batch: dict) -> dict:
@@ -307,9 +309,9 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
         return {"random": random_state()}
 
     def _load_extra_state(self, state: dict) -> None:
-        self._resume_random_state = self._own(state).get("random")
+        self._resume_random_state = self._state_of_rank(state).get("random")
 
-    def _own(self, state: dict) -> dict:
+    def _state_of_rank(self, state: dict) -> dict:
         """This rank's part of a checkpoint; empty if another number of ranks wrote it, which then begin anew."""
         ranks = state.get("ranks", [state])
         return ranks[self.local_rank] if len(ranks) == world_size() else {}

@@ -110,10 +110,10 @@ class Predictor:
     def _predict_case(self, case: Case, out: Path, probabilities: bool, progress: Callable) -> Path:
         image = images.read(case.files, self.model.reader)
         try:
-            found = self._predict(image, probabilities, progress)
+            prediction = self._predict(image, probabilities, progress)
         except RunnerError as error:
             raise RunnerError(f"{case.name}: {error}") from error
-        labels, maps = found if probabilities else (found, None)
+        labels, maps = prediction if probabilities else (prediction, None)
         file = out / f"{case.name}{case.ending}"
         if maps is not None:
             temporary = out / f".writing_{case.name}.npz"
