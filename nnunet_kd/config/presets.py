@@ -115,5 +115,5 @@ def settings_of(name: str) -> dict[str, Any]:
     """The part of the plans section that a preset or an alias stands for."""
     if name in PRESETS:
         return deepcopy(PRESETS[name])
-    own = {key: value for key, value in ALIASES[name].items() if key != "preset"}
-    return merge(PRESETS[ALIASES[name]["preset"]], own)
+    overrides = {key: value for key, value in ALIASES[name].items() if key != "preset"}
+    return merge(PRESETS[ALIASES[name]["preset"]], overrides)

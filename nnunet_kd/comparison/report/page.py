@@ -75,9 +75,9 @@ def write_comparison(
 
 
 def _reference(settings: CompareSettings, groups: Sequence[Group]) -> str:
-    there = [g.method for g in groups]
-    plain = [n for n, m in settings.methods.items() if m.role == "student" and m.preset == "student" and n in there]
-    return (plain or there)[0]
+    methods = [g.method for g in groups]
+    plain = [n for n, m in settings.methods.items() if m.role == "student" and m.preset == "student" and n in methods]
+    return (plain or methods)[0]
 
 
 class _Page:
@@ -111,19 +111,22 @@ class _Page:
 
     def _of_kind(self, unseen: bool) -> list[str]:
         """Domains that are home, or unseen, to any of the groups evaluated there."""
-        found = ((d, g) for d in self.datasets for g in self.groups if d in g.scores)
-        return list(dict.fromkeys(d for d, g in found if is_unseen(self.settings, g.source, d) is unseen))
+        pairs = ((d, g) for d in self.datasets for g in self.groups if d in g.scores)
+        return list(dict.fromkeys(d for d, g in pairs if is_unseen(self.settings, g.source, d) is unseen))
 
     def chosen(self, dataset: str | None = None) -> dict[int, Group]:
         """At most FEW groups, for pictures: teachers, the reference, then those with most trainings and the highest Dice."""
-        there = {i: g for i, g in enumerate(self.groups) if dataset is None or g.valid(dataset)}
-        rank = [i for i in there if self.is_teacher(there[i]) and there[i].method == "teacher"]
-        rank += [i for i in there if there[i].method == self.against]
+        candidates = {i: g for i, g in enumerate(self.groups) if dataset is None or g.valid(dataset)}
+        rank = [i for i in candidates if self.is_teacher(candidates[i]) and candidates[i].method == "teacher"]
+        rank += [i for i in candidates if candidates[i].method == self.against]
         rank += sorted(
-            there,
-            key=lambda i: (-len(there[i].trainings), -sum(there[i].mean(d) for d in there[i].scores if there[i].valid(d))),
+            candidates,
+            key=lambda i: (
+                -len(candidates[i].trainings),
+                -sum(candidates[i].mean(d) for d in candidates[i].scores if candidates[i].valid(d)),
+            ),
         )
-        return {i: there[i] for i in sorted(list(dict.fromkeys(rank))[:FEW])}
+        return {i: candidates[i] for i in sorted(list(dict.fromkeys(rank))[:FEW])}
 
     def is_teacher(self, group: Group) -> bool:
         method = self.settings.methods.get(group.method)
@@ -133,14 +136,14 @@ class _Page:
         measured: dict[int, list[float]] = {}
         for name in domains:
             try:
-                found = overlay(self.settings, name, self.chosen(name), self.names)
+                cases = overlay(self.settings, name, self.chosen(name), self.names)
             except KDError as error:
                 if required:
                     raise
                 self.notes.append(f"No cases of {name} are shown: {error}.")
                 continue
-            self.rows[name] = found.rows
-            for i, seconds in found.cpu_seconds.items():
+            self.rows[name] = cases.rows
+            for i, seconds in cases.cpu_seconds.items():
                 measured.setdefault(i, []).append(seconds)
         self.costs = _with_times(self.groups, self.costs, measured)
 
@@ -282,8 +285,8 @@ class _Page:
             verdict = "the interval holds 0" if d.low <= 0 <= d.high else ""
             limits = "" if d.low != d.low else f"95% interval {100 * d.low:+.2f} to {100 * d.high:+.2f}"
             p = "" if tested.holm != tested.holm else f"Wilcoxon p after Holm {p_value(tested.holm)}"
-            said = "; ".join(filter(None, (limits, verdict, p))) or "too few cases for an interval"
-            text += f", {100 * d.mean:+.2f} points against {self.against} ({said})"
+            statistics = "; ".join(filter(None, (limits, verdict, p))) or "too few cases for an interval"
+            text += f", {100 * d.mean:+.2f} points against {self.against} ({statistics})"
         teachers = [g for g in self.groups if g.source == source and g.method == "teacher" and g.valid(dataset)]
         text += f"; the teacher's is {teachers[0].mean(dataset):.3f}" if teachers else ""
         return [f"{text}."]
@@ -360,10 +363,10 @@ def _with_times(groups: Sequence[Group], costs: Sequence[NetworkCost], measured:
     alike: dict[tuple, list[float]] = {}
     for i, seconds in measured.items():
         alike.setdefault((groups[i].params, costs[i].flops), []).extend(seconds)
-    found = []
+    completed = []
     for g, c in zip(groups, costs, strict=True):
         seconds = alike.get((g.params, c.flops))
         if c.cpu_seconds_per_case is None and seconds:
             c = dataclasses.replace(c, cpu_seconds_per_case=sum(seconds) / len(seconds))
-        found.append(c)
-    return found
+        completed.append(c)
+    return completed
