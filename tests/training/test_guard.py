@@ -14,7 +14,6 @@ from small_runs import known_trainers, make, one_step, same, student, weights
 
 from nnunet_kd.distillation import alignment
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
-from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.finite import LIMIT, SkipStep, StepGuard, all_finite, require_finite
 
@@ -110,7 +109,6 @@ def test_all_ranks_skip_together(tmp_path):
 @pytest.fixture(autouse=True)
 def external_trainers(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)  # drawn at every save, longer than an epoch here
 
 
 @pytest.fixture(scope="module")

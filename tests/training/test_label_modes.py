@@ -15,7 +15,6 @@ from small_runs import known_trainers, one_step
 
 from nnunet_kd.planning.plans import plan_student
 from nnunet_kd.planning.requests import StudentRequest
-from nnunet_kd.training import distillation as trainer_module
 
 MODES = {
     "plain": {},
@@ -80,7 +79,6 @@ class Cell(NamedTuple):
 @pytest.fixture(autouse=True)
 def external_trainers(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)
 
 
 @pytest.fixture(scope="module", params=CELLS, ids=[f"{m}-{c}ch-{d}d" for m, c, d in CELLS])

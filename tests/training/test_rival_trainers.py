@@ -15,7 +15,6 @@ from nnunet_kd.config.stage_losses import read_losses
 from nnunet_kd.distillation.stage_losses import PairLosses
 from nnunet_kd.networks.stages import StageTable
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
-from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
 TRAINERS = ["AT", "FitNets", "FSP", "SKD", "IFVD", "CWD", "DIST", "DML", "EMKD", "CIRKD"]
@@ -26,7 +25,6 @@ LEARNED = {"losses": {"bottleneck": {"fitnets": {}}, "decoder0": {"cirkd-memory"
 @pytest.fixture(autouse=True)
 def external_trainers(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)
 
 
 @pytest.mark.parametrize("name", TRAINERS)

@@ -9,21 +9,17 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
-from small_runs import one_step
+from small_runs import known_trainers, one_step
 
 from nnunet_kd.planning.plans import plan_student
 from nnunet_kd.planning.requests import StudentRequest
-from nnunet_kd.utils.environment import trainers_path
 
 TERMS = ("intra", "inter", "cross_ts", "cross_st")
 
 
 @pytest.fixture(autouse=True)
 def external_trainers(monkeypatch):
-    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_path()))
-    # nnU-Net draws its picture anew every epoch, which takes longer than these epochs
-    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
+    known_trainers(monkeypatch)
 
 
 class Run:
