@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import succeeds, without_nnunet
 from nnunetv2.run.run_training import run_training
 from skimage.io import imread
 from small_runs import TRAINERS, known_trainers, student
-from test_command_line import succeeds, without_nnunet
 
 pytestmark = pytest.mark.slow
 
