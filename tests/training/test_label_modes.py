@@ -1,4 +1,4 @@
-"""nnU-Net's label modes, one and three channels, images and volumes: in every cell every term is there, finite and above 0."""
+"""nnU-Net's label modes, one and three channels, images and volumes: every term is there, finite and above 0."""
 
 from __future__ import annotations
 
@@ -22,7 +22,11 @@ MODES = {
     "ignore": {"ignore": True},
     "regions+ignore": {"regions": True, "ignore": True},
 }
-CELLS = list(itertools.product(MODES, (1, 3), (2, 3)))
+# of the 16 combinations 8, among which every pair is: each mode with both numbers of channels and with both dimensions
+CELLS = [
+    (mode, channels, 2 if (channels == 1) == (mode in ("plain", "regions+ignore")) else 3)
+    for mode, channels in itertools.product(MODES, (1, 3))
+]
 TERMS = ("intra", "inter", "cross_ts", "cross_st")
 
 

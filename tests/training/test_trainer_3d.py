@@ -1,4 +1,4 @@
-"""Whole trainings on volumes, on overlapping regions and with an ignore label: every term is there and teaches."""
+"""Whole trainings on volumes, and on overlapping regions with an ignore label: every term is there and teaches."""
 
 from __future__ import annotations
 
@@ -101,18 +101,11 @@ def test_narrow_volumes_step_in_bfloat16(volumes):
         assert np.isfinite(one_step(trainer, epoch)["loss"])
 
 
-def test_overlapping_regions(make_dataset, train):
-    dataset = make_dataset(967, "TrainRegions", foreground=2, regions=True)
+def test_overlapping_regions_and_an_ignore_label(make_dataset, train):
+    """Each alone: test_label_modes.py."""
+    dataset = make_dataset(967, "TrainRegions", ignore=True, foreground=2, regions=True)
     run = Run(dataset, train(dataset), "nnUNetTrainerGKDCrossView")
     assert run.trainer.label_manager.has_regions and run.trainer.distiller.alignment.autoencoder.regions
-    run.check(kd=True)
-
-
-@pytest.mark.parametrize("regions", [False, True])
-def test_an_ignore_label(make_dataset, train, regions):
-    options = {"foreground": 2, "regions": True} if regions else {}
-    dataset = make_dataset(968 + regions, f"TrainIgnore{regions}", ignore=True, **options)
-    run = Run(dataset, train(dataset), "nnUNetTrainerGKDCrossView")
     run.check(kd=True)
     masks = torch.stack(run.masks)  # (10, B, 1, *S)
     assert masks.shape[2] == 1 and masks.dtype == torch.bool
