@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 SHIMS = sorted(file.stem for file in (ROOT / "trainers").glob("nnUNetTrainer*.py"))
 MEND = ROOT / "scripts" / "mend_torchvision.py"
 DISTRIBUTIONS = {
+    "dynamic_network_architectures": "dynamic-network-architectures",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "PIL": "pillow",
@@ -101,7 +102,7 @@ def test_every_trainer_has_its_shim():
 
 def test_missing_trainers_are_an_error_with_the_fix(monkeypatch, tmp_path):
     monkeypatch.setattr(paths, "find_spec", lambda name: None)
-    monkeypatch.setattr(nnunet_kd, "__file__", str(tmp_path / "nnunet_kd" / "__init__.py"))
+    monkeypatch.setattr(paths, "__file__", str(tmp_path / "nnunet_kd" / "utils" / "environment.py"))
     with pytest.raises(KDError, match="install nnunet-kd again"):
         paths.trainers_path()
 

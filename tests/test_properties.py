@@ -140,7 +140,7 @@ def test_counts_dice_and_iou_are_nnunets_for_any_shape_and_label_set(size, label
         values = ours if len(labels) == 1 else ours["labels"][name]
         for key, theirs_key in (("tp", "TP"), ("fp", "FP"), ("fn", "FN"), ("tn", "TN"), ("dice", "Dice"), ("iou", "IoU")):
             assert values[key] == pytest.approx(theirs[label][theirs_key], nan_ok=True)
-        assert 0 <= values["hd95"] or np.isnan(values["hd95"])
+        assert values["hd95"] >= 0 or np.isnan(values["hd95"])
         defined = [values[key] for key in ("nsd", "dice", "iou") if not np.isnan(values[key])]
         assert all(0 <= value <= 1 for value in defined)
 

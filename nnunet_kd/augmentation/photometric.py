@@ -153,6 +153,7 @@ def _axes(x: Tensor) -> tuple[int, ...]:
 
 
 def moments(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every channel `(B, C, 1, ...)`, over the valid pixels."""
     if valid is None:
         variance, mean = torch.var_mean(x, _axes(x), correction=0, keepdim=True)
         return mean, variance.sqrt()
@@ -162,6 +163,7 @@ def moments(x: Tensor, valid: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def standardise(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Every channel with mean 0 and standard deviation 1 over the valid pixels, zero outside them."""
     mean, std = moments(x, valid)
     return blank((x - mean) / std.clamp_min(_SMALLEST_STD), valid)
 

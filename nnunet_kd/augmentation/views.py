@@ -88,7 +88,7 @@ class Views:
         ValueError: unknown preset.
     """
 
-    def __init__(self, preset: str = "light", keep_zero: Sequence[bool] | None = None):
+    def __init__(self, preset: str = "light", keep_zero: Sequence[bool] | None = None) -> None:
         if preset not in VIEW_PRESETS:
             raise ValueError(f'unknown view preset "{preset}", use one of {", ".join(list_presets())}')
         self.preset = preset

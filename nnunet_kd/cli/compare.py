@@ -8,7 +8,8 @@ from pathlib import Path
 from nnunet_kd.utils.errors import KDError
 
 
-def add_compare(commands) -> None:
+def add_compare(commands: argparse._SubParsersAction) -> None:
+    """Add `nnunet-kd compare`."""
     p = commands.add_parser("compare", help="methods x seeds into one CSV; does only what is missing; tables, a report")
     p.add_argument("file", type=Path, metavar="FILE.yaml", help="what to compare (docs/compare.md)")
     p.add_argument("--jobs", type=int, metavar="N", help="workers that share the runs (default: 1)")
@@ -32,8 +33,8 @@ def add_compare(commands) -> None:
     p.set_defaults(run=_compare)
 
 
-def _compare(o) -> None:
-    from nnunet_kd.comparison.settings import read_settings
+def _compare(o: argparse.Namespace) -> None:
+    from nnunet_kd.comparison.checked_settings import read_settings
 
     for option, needs in (
         ("against", "table or report"),
@@ -85,7 +86,8 @@ def _compare(o) -> None:
         compare(settings, o.dry_run, o.jobs or 1, o.worker)
 
 
-def add_demo(commands) -> None:
+def add_demo(commands: argparse._SubParsersAction) -> None:
+    """Add `nnunet-kd demo`."""
     p = commands.add_parser("demo", help="the main job on built-in data, in about ten minutes on two CPU cores")
     p.add_argument("--seed", type=int, default=0, help="default: 0")
     p.add_argument("-o", "--out", type=Path, default=Path("runs/demo"), help="default: runs/demo")
@@ -93,7 +95,7 @@ def add_demo(commands) -> None:
     p.set_defaults(run=_demo)
 
 
-def _demo(o) -> None:
+def _demo(o: argparse.Namespace) -> None:
     from nnunet_kd.cli.demo import run_demo
 
     run_demo(o.out, o.seed, o.quick)

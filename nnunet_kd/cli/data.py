@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from nnunet_kd.utils.environment import nnunet_folder
 from nnunet_kd.utils.errors import KDError
 
 
-def add_convert(commands) -> None:
+def add_convert(commands: argparse._SubParsersAction) -> None:
+    """Add `nnunet-kd convert`."""
     p = commands.add_parser("convert", help="a public data set as an nnU-Net raw dataset")
     sets = "chase_db1, drive, stare, hrf, lits17, msd_liver, chaos_ct, chaos_mr, kvasir_seg, cvc_clinicdb, etis, polypgen"
     p.add_argument("name", help=f"{sets} or hippocampus (docs/datasets.md)")
@@ -41,7 +43,7 @@ def add_convert(commands) -> None:
     p.set_defaults(run=_convert)
 
 
-def _convert(o) -> None:
+def _convert(o: argparse.Namespace) -> None:
     import inspect
 
     from nnunet_kd.datasets import CONVERTERS
@@ -81,7 +83,8 @@ def _convert(o) -> None:
         _print_verification(report.folder)
 
 
-def add_verify(commands) -> None:
+def add_verify(commands: argparse._SubParsersAction) -> None:
+    """Add `nnunet-kd verify`."""
     p = commands.add_parser("verify", help="check a raw dataset: counts, sizes, labels, geometry, duplicates; a picture of it")
     p.add_argument("dataset_id", type=int, metavar="DATASET_ID", help="nnU-Net dataset id, 1 to 999")
     p.set_defaults(run=lambda o: _print_verification(_raw_dataset(o.dataset_id)))
@@ -89,23 +92,26 @@ def add_verify(commands) -> None:
 
 def _raw_dataset(dataset_id: int) -> Path:
     raw = nnunet_folder("nnUNet_raw")
-    found = sorted(raw.glob(f"Dataset{dataset_id:03d}_*"))
-    if len(found) != 1:
-        state = f"{len(found)} datasets" if found else "no dataset"
+    folders = sorted(raw.glob(f"Dataset{dataset_id:03d}_*"))
+    if len(folders) != 1:
+        state = f"{len(folders)} datasets" if folders else "no dataset"
         raise KDError(f"{raw} holds {state} of id {dataset_id}: correct the id or nnUNet_raw")
-    return found[0]
+    return folders[0]
 
 
 def _print_verification(folder: Path) -> None:
     from nnunet_kd.datasets.verify import verify_dataset
 
-    found = verify_dataset(folder)
-    print(found.text())
-    if found.problems:
-        raise KDError(f"{folder.name} has {len(found.problems)} problem(s), listed above: mend the source and convert again")
+    verification = verify_dataset(folder)
+    print(verification.text())
+    if verification.problems:
+        raise KDError(
+            f"{folder.name} has {len(verification.problems)} problem(s), listed above: mend the source and convert again"
+        )
 
 
-def add_synth(commands) -> None:
+def add_synth(commands: argparse._SubParsersAction) -> None:
+    """Add `nnunet-kd synth`."""
     p = commands.add_parser("synth", help="built-in domains as nnU-Net datasets: a source and unseen ones")
     p.add_argument("name", choices=["vessels", "abdomen"], help="2-D vessel trees, or 3-D abdomens (CT- and MR-like)")
     p.add_argument("--dataset-id", type=int, required=True, help="id of the source; the other domains take the next ones")
@@ -116,7 +122,7 @@ def add_synth(commands) -> None:
     p.set_defaults(run=_synth)
 
 
-def _synth(o) -> None:
+def _synth(o: argparse.Namespace) -> None:
     from nnunet_kd.datasets.synthetic import abdomen as synthetic_abdomen
     from nnunet_kd.datasets.synthetic import vessels as synthetic_vessels
 

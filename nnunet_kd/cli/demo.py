@@ -6,20 +6,15 @@ exported, predicted with stock nnU-Net on the source's test cases and on three u
 
 from __future__ import annotations
 
-import argparse
-import contextlib
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
-from nnunet_kd.cli import data, deploy, plan
-from nnunet_kd.utils.environment import command_path, trainers_path
+from nnunet_kd.cli.demo_steps import Display, Step, clock, run_command, run_here
+from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError
 
 SOURCE_ID = 901
@@ -58,40 +53,6 @@ class Scale:
 QUICK = Scale(20, 20, 10, 32, 2, (8, 16, 32), 0.5, 64, 4, 2, 20)
 
 
-@dataclass
-class Step:
-    """One step: a function, or an nnU-Net or nnunet-kd command. ``share`` is its part of the usual running time."""
-
-    name: str
-    share: float
-    command: list[str] | None = None
-    call: Callable[[], None] | None = None
-
-
-@dataclass
-class Display:
-    """Says which step of how many is running and how long is left, in one line that renews itself on a terminal."""
-
-    steps: list[Step]
-    start: float = field(default_factory=time.time)
-    done: float = 0.0
-
-    def line(self, number: int, step: Step, since: float, note: str = "") -> str:
-        elapsed = time.time() - self.start
-        within = min(0.95 * step.share, time.time() - since)
-        part = (self.done + within) / sum(s.share for s in self.steps)
-        # the usual times of this demo until enough of it has run to go by its own speed
-        usual = sum(s.share for s in self.steps)
-        left = (1 - part) * (usual if part < 0.1 else elapsed / part)
-        return f"[{number}/{len(self.steps)}] {step.name}{note} - {_clock(elapsed)} gone, about {_clock(left)} left"
-
-    def show(self, text: str) -> None:
-        if sys.stdout.isatty():
-            print(f"\r\033[K{text}", end="", flush=True)
-        elif text:
-            print(text, flush=True)
-
-
 def run_demo(out: Path, seed: int = 0, quick: bool = False) -> dict:
     """Run the whole demo into ``out`` and return the report's data.
 
@@ -113,7 +74,7 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False) -> dict:
     os.environ.update(environment)  # for what runs in this process
     steps, state = _plan_steps(out, work, seed, scale), {}
     display = Display(steps)
-    print(f"nnunet-kd demo, seed {seed}: {len(steps)} steps, about {_clock(sum(s.share for s in steps))} on two CPU cores")
+    print(f"nnunet-kd demo, seed {seed}: {len(steps)} steps, about {clock(sum(s.share for s in steps))} on two CPU cores")
     for number, step in enumerate(steps, 1):
         begin = time.time()
         log = logs / f"{number:02d}_{step.name.replace(' ', '_')}.log"
@@ -122,16 +83,16 @@ def run_demo(out: Path, seed: int = 0, quick: bool = False) -> dict:
             state["report"] = step.call(display.start) or state.get("report")
         elif step.command[0] == "nnunet-kd":
             display.show(display.line(number, step, begin))
-            _run_here(step, log)
+            run_here(step, log)
         else:
-            _run(step, number, display, log, environment)
+            run_command(step, number, display, log, environment)
         display.done += step.share
     report = state["report"]
     from nnunet_kd.evaluation.report.report import print_table
 
     display.show("")
     print("\n" + print_table(report))
-    print(f"\nreport: {out / 'report.html'}   ({_clock(report['seconds'])} in all)")
+    print(f"\nreport: {out / 'report.html'}   ({clock(report['seconds'])} in all)")
     return report
 
 
@@ -306,50 +267,3 @@ def _evaluate(
     report["seconds"] = time.time() - start
     write_report(report, out, title, domains, {n: {d.name: predictions / n for d in domains} for n in TRAINERS})
     return report
-
-
-def _run_here(step: Step, log: Path) -> None:
-    """One of our own commands, in this process: starting another Python and importing nnU-Net again takes seconds."""
-    parser = argparse.ArgumentParser(prog="nnunet-kd")
-    commands = parser.add_subparsers(required=True)
-    for add in (data.add_synth, plan.add_plan, deploy.add_export):
-        add(commands)
-    with log.open("w", encoding="utf-8") as file, contextlib.redirect_stdout(file):
-        options = parser.parse_args(step.command[1:])
-        options.run(options)
-
-
-def _run(step: Step, number: int, display: Display, log: Path, environment: dict[str, str]) -> None:
-    command = [command_path(step.command[0]), *step.command[1:]]
-    environment = {**os.environ, **environment}
-    if "plan_and_preprocess" in step.command[0]:
-        environment["nnUNet_n_proc_DA"] = "1"  # nnU-Net's planning cannot work with 0
-    begin = time.time()
-    display.show(display.line(number, step, begin))
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment)
-        try:
-            while process.poll() is None:
-                time.sleep(0.5)
-                if sys.stdout.isatty():
-                    display.show(display.line(number, step, begin, _epoch(log)))
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
-    if process.returncode != 0:
-        tail = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise KDError(f'step "{step.name}" failed ({tail[-1] if tail else "no output"}): see {log}')
-
-
-def _epoch(log: Path) -> str:
-    epochs = [
-        line.split()[-1]
-        for line in log.read_text(encoding="utf-8", errors="replace").splitlines()
-        if " Epoch " in line and "time" not in line
-    ]
-    return f", epoch {int(epochs[-1]) + 1}" if epochs and epochs[-1].isdigit() else ""
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

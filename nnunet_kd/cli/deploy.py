@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 from nnunet_kd.utils.errors import KDError
 
 
-def add_export(commands) -> None:
+def add_export(commands: argparse._SubParsersAction) -> None:
+    """Add `nnunet-kd export`."""
     p = commands.add_parser("export", help="a trained student as a stock nnU-Net model folder")
     p.add_argument("model", help="training folder TRAINER__PLANS__CONFIGURATION (relative to nnUNet_results or absolute)")
     p.add_argument("-o", "--out", type=Path, required=True, help="folder to write")
@@ -27,7 +29,7 @@ def add_export(commands) -> None:
     p.set_defaults(run=_export)
 
 
-def _export(o) -> None:
+def _export(o: argparse.Namespace) -> None:
     from nnunet_kd.deploy.archive import check_archive, write_archive
     from nnunet_kd.deploy.export import export_model
     from nnunet_kd.nnunet_io.model_folder import resolve_folder
@@ -57,7 +59,8 @@ def _export(o) -> None:
         )
 
 
-def add_predict(commands) -> None:
+def add_predict(commands: argparse._SubParsersAction) -> None:
+    """Add `nnunet-kd predict`."""
     from nnunet_kd.deploy.runner.__main__ import add_arguments
 
     p = commands.add_parser("predict", help="predict with an exported student, without nnU-Net and torch")
@@ -65,7 +68,7 @@ def add_predict(commands) -> None:
     p.set_defaults(run=_predict)
 
 
-def _predict(o) -> None:
+def _predict(o: argparse.Namespace) -> None:
     from nnunet_kd.deploy.runner import RunnerError
     from nnunet_kd.deploy.runner.__main__ import run
 

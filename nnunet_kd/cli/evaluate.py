@@ -8,7 +8,7 @@ from pathlib import Path
 from nnunet_kd.utils.errors import KDError, first_line
 
 
-def _add_evaluation_options(p) -> None:
+def _add_evaluation_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("-f", "--fold", default="0", help="default: 0")
     p.add_argument("--checkpoint", default="checkpoint_final.pth", help="default: checkpoint_final.pth")
     p.add_argument("--bootstrap", type=_samples, default=200, help="bootstrap and permutation samples for FSD (default: 200)")
@@ -20,7 +20,8 @@ def _samples(text: str) -> int:
     return int(text)
 
 
-def add_evaluate(commands) -> None:
+def add_evaluate(commands: argparse._SubParsersAction) -> None:
+    """Add `nnunet-kd evaluate`."""
     p = commands.add_parser("evaluate", help="models x domains: metrics, FSD, a report")
     p.add_argument("--model", action="append", required=True, metavar="NAME=FOLDER", help="repeat; teacher first")
     p.add_argument(
@@ -42,7 +43,7 @@ def add_evaluate(commands) -> None:
     p.set_defaults(run=_evaluate)
 
 
-def _evaluate(o) -> None:
+def _evaluate(o: argparse.Namespace) -> None:
     import os
 
     from nnunet_kd.evaluation.domains import parse_domain
@@ -79,7 +80,8 @@ def _evaluate(o) -> None:
     print(f"report: {page}")
 
 
-def add_metrics(commands) -> None:
+def add_metrics(commands: argparse._SubParsersAction) -> None:
+    """Add `nnunet-kd metrics`."""
     p = commands.add_parser("metrics", help="label maps against references, as nnU-Net's summary.json with more keys")
     p.add_argument(
         "-pred", "--predictions", type=Path, required=True, metavar="FOLDER", help="label maps; CASE.npz give the AUC"
@@ -95,7 +97,7 @@ def add_metrics(commands) -> None:
     p.set_defaults(run=_metrics)
 
 
-def _metrics(o) -> None:
+def _metrics(o: argparse.Namespace) -> None:
     from nnunet_kd.evaluation.metrics.summary import measure_folders, write_summary
 
     measured, content = measure_folders(o.predictions, o.references, o.djfile, o.fov, o.tolerance, o.cldice_3d, o.chill, o.np)
@@ -125,7 +127,8 @@ def _workers(text: str) -> int:
     return int(text)
 
 
-def add_fsd(commands) -> None:
+def add_fsd(commands: argparse._SubParsersAction) -> None:
+    """Add `nnunet-kd fsd`."""
     p = commands.add_parser("fsd", help="Frechet Semantic Distance of models between domains")
     p.add_argument("--model", action="append", required=True, metavar="[NAME=]FOLDER", help="repeat; any nnU-Net model folder")
     p.add_argument("--source", required=True, metavar="NAME=ID[:Tr|:Ts[:GLOB]]", help="held-out cases of the home domain")
@@ -145,7 +148,7 @@ def add_fsd(commands) -> None:
     p.set_defaults(run=_fsd)
 
 
-def _fsd(o) -> None:
+def _fsd(o: argparse.Namespace) -> None:
     import json
     import os
     import sys
@@ -172,8 +175,8 @@ def _fsd(o) -> None:
     # vectors come from images alone
     source, *targets = (parse_domain(d, raw, labelled=False) for d in (o.source, *o.target))
     check_domains(source, targets)
-    beside = o.out.with_suffix("") if o.out else None
-    cache = beside.with_name(f"{beside.name}_msan") if beside else None
+    result_stem = o.out.with_suffix("") if o.out else None
+    cache = result_stem.with_name(f"{result_stem.name}_msan") if result_stem else None
     request = RunsRequest(o.msan, o.preset, o.fit_steps, o.seed, tuple(o.networks), cache)
     opened = OpenedFolds()
     folds = {name: opened.open(folder, o.fold, o.checkpoint) for name, folder in models.items()}
@@ -195,13 +198,13 @@ def _fsd(o) -> None:
     result = json_ready({"fsd": semantics.rows, "msan": semantics.msans, "seed": o.seed, "command": o.command_line})
     if o.out:
         write_json(o.out, result)  # before the pictures, which may fail
-        save_vectors(semantics.samples, beside.with_name(f"{beside.name}_vectors"))
+        save_vectors(semantics.samples, result_stem.with_name(f"{result_stem.name}_vectors"))
         for picture, draw in (
-            (f"{beside.name}_vectors.png", lambda file: vector_map(semantics.samples, file, seed=o.seed)),
-            (f"{beside.name}.png", lambda file: fsd_bars(semantics.rows, file)),
+            (f"{result_stem.name}_vectors.png", lambda file: vector_map(semantics.samples, file, seed=o.seed)),
+            (f"{result_stem.name}.png", lambda file: fsd_bars(semantics.rows, file)),
         ):
             try:
-                draw(beside.with_name(picture))
+                draw(result_stem.with_name(picture))
             except Exception as error:  # matplotlib raises all kinds
                 print(f"nnunet-kd: warning: the picture {picture} is left out: {first_line(error)}", file=sys.stderr)
     print(json.dumps(result))

@@ -46,6 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
     parser = _Parser(prog="nnunet-kd", description="Distil a trained nnU-Net into a light student.")
     parser.add_argument("--version", action="version", version=f"nnunet-kd {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

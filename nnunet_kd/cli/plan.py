@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
+from typing import TYPE_CHECKING
 
 from nnunet_kd.utils.errors import KDError
 
+if TYPE_CHECKING:  # --help is quick without
+    from nnunet_kd.planning.budget import Proposal
+    from nnunet_kd.planning.requests import StudentRequest, TeacherRequest
 
-def add_plan(commands) -> None:
+
+def add_plan(commands: argparse._SubParsersAction) -> None:
+    """Add `nnunet-kd plan`."""
     p = commands.add_parser("plan", help="plans for a light student, or a schedule for a teacher")
     p.add_argument("dataset", help="nnU-Net dataset id or name")
     p.add_argument("-c", "--configuration", required=True, help="2d, 3d_fullres, ...")
@@ -40,7 +47,7 @@ def add_plan(commands) -> None:
     p.set_defaults(run=_plan)
 
 
-def _add_budget_options(p) -> None:
+def _add_budget_options(p: argparse.ArgumentParser) -> None:
     p.add_argument("--depth", type=int, metavar="N", help="student: number of stages (default: as its teacher)")
     convs = "student: convolutions per stage, of a residual encoder blocks (default: as its teacher)"
     p.add_argument("--convs", type=int, metavar="N", help=convs)
@@ -53,7 +60,7 @@ def _add_budget_options(p) -> None:
     p.add_argument("--threads", type=int, metavar="N", help="budget and --list: CPU threads (default: all CPUs)")
 
 
-def _propose(o, request):
+def _propose(o: argparse.Namespace, request: StudentRequest | TeacherRequest) -> Proposal | None:
     """The proposal for the budget on the command line and what was requested; None without a budget and --list."""
     limits = {"max_params": o.max_params, "max_flops": o.max_flops, "max_latency": o.max_latency}
     given = [f"--{name.replace('_', '-')}" for name, value in limits.items() if value is not None]
@@ -82,7 +89,7 @@ def _propose(o, request):
     return proposal
 
 
-def _request(o):
+def _request(o: argparse.Namespace) -> StudentRequest | TeacherRequest:
     """What the command line asks planning for."""
     from nnunet_kd.planning.requests import StudentRequest, TeacherRequest
 
@@ -119,7 +126,7 @@ def _request(o):
     )
 
 
-def _plan(o) -> None:
+def _plan(o: argparse.Namespace) -> None:
     student_only = (
         "teacher",
         "teacher_fold",
@@ -183,12 +190,13 @@ def _plan(o) -> None:
         print(f"  nnUNetv2_train {o.dataset} {o.configuration} 0 -p {planned.plans_name} -tr {trainer}{device}{note}")
 
 
-def add_trainers_path(commands) -> None:
+def add_trainers_path(commands: argparse._SubParsersAction) -> None:
+    """Add `nnunet-kd trainers-path`."""
     p = commands.add_parser("trainers-path", help="the folder for nnUNet_extTrainer")
     p.set_defaults(run=_trainers_path)
 
 
-def _trainers_path(o) -> None:
+def _trainers_path(o: argparse.Namespace) -> None:
     from nnunet_kd.utils.environment import trainers_path
 
     print(trainers_path())

@@ -84,7 +84,7 @@ def _types(hint: Any) -> tuple[type, ...]:
 class _Loader(yaml.SafeLoader):
     """YAML's safe loader, but a key given twice is an error: YAML would silently keep the last."""
 
-    def construct_mapping(self, node, deep: bool = False) -> dict:
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
         seen = set()
         for key, _ in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else None

@@ -31,9 +31,10 @@ def recipe_of(config: Config) -> dict[str, Any]:
     """The resolved recipe as plain data, for a checkpoint. :func:`read_config` takes it back."""
     recipe = {key: value for key, value in dataclasses.asdict(config).items() if key in RECIPE and value is not None}
     if config.losses is not None:
-        recipe["losses"] = losses = {}
+        losses: dict[str, dict] = {}
         for loss in config.loss_settings:
             losses.setdefault(loss.place, {})[loss.name] = dataclasses.asdict(loss.options)
+        recipe["losses"] = losses
     return recipe
 
 
@@ -99,7 +100,7 @@ def _old_preset(trainer: type) -> str | None:
     """What a trainer, or the one that a user's own comes from, stood for before checkpoints held recipes."""
     for cls in trainer.__mro__:
         if "preset" in vars(cls):
-            return OLD_PRESETS.get(cls.__name__, cls.preset)
+            return OLD_PRESETS.get(cls.__name__, vars(cls)["preset"])
     return None
 
 

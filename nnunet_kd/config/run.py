@@ -173,8 +173,8 @@ class Config:
             )
         if self.need_alignment and self.act is not None and self.act.end >= 1:
             raise KDError(f'"{SECTION}.act.end" is {self.act.end}: no time is left to distil; use less than 1')
-        untrained = self.act is not None and self.act.semantic > 0 and self.act.autoencoder is None
-        if self.need_alignment and untrained and self.act.start == 0:
+        act = self.act
+        if self.need_alignment and act is not None and act.semantic > 0 and act.autoencoder is None and act.start == 0:
             raise KDError(
                 f'"{SECTION}.act": the semantic autoencoder trains before "start", which is 0; raise start, load one '
                 '("autoencoder") or set "semantic" to 0'
@@ -209,13 +209,12 @@ class Config:
             from nnunet_kd.networks.stages import no_stages
 
             raise no_stages(f"the teacher, a {self.teacher.stages.family},")
-        if self.teacher is not None and len(self.teacher.folds) > 1:
-            if inside or self.need_alignment:
-                reads = f'"losses.{inside[0].place}"' if inside else "an MSAN"
-                raise KDError(
-                    f'"{SECTION}.teacher.fold" names {len(self.teacher.folds)} folds: their predictions can be averaged, not '
-                    f"their features, which {reads} reads: name one fold, or distil logits only"
-                )
+        if self.teacher is not None and len(self.teacher.folds) > 1 and (inside or self.need_alignment):
+            reads = f'"losses.{inside[0].place}"' if inside else "an MSAN"
+            raise KDError(
+                f'"{SECTION}.teacher.fold" names {len(self.teacher.folds)} folds: their predictions can be averaged, not '
+                f"their features, which {reads} reads: name one fold, or distil logits only"
+            )
 
     @property
     def _loss_reads_views(self) -> bool:
@@ -299,12 +298,13 @@ def _preset(section: dict, trainer_preset: str | None, trainer_name: str) -> str
             f'the plans name preset "{named}"{also} but trainer {trainer_name} stands for preset "{trainer_preset}": '
             f'remove "preset" from the plans or train with -tr nnUNetTrainerDistillation'
         )
-    if named is None and trainer_preset is None:
+    preset = named or trainer_preset
+    if preset is None:
         raise KDError(
             f'trainer {trainer_name} has no preset of its own and "{SECTION}.preset" is missing: '
             f"plan with `--preset NAME` ({', '.join(NAMES)})"
         )
-    return full_name(named or trainer_preset)
+    return full_name(preset)
 
 
 def to_dict(config: Any) -> dict:

@@ -155,7 +155,7 @@ def kd_as_term(section: dict) -> dict:
     """
     losses = section.get("losses")
     on_logits = losses.get(LOGITS) if isinstance(losses, dict) else None
-    if not isinstance(on_logits, dict) or "kd" not in on_logits:
+    if not isinstance(losses, dict) or not isinstance(on_logits, dict) or "kd" not in on_logits:
         return section
     terms = section.get("terms") or {}
     if isinstance(terms, dict) and "kd" in terms:

@@ -29,6 +29,7 @@ def did_you_mean(word: Any, known: typing.Iterable[str], otherwise: str) -> str:
 
 
 def merge(base: dict, over: dict) -> dict:
+    """A copy of ``base`` with the values of ``over`` in it, dictionaries merged key by key."""
     merged = deepcopy(base)
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
@@ -74,12 +75,12 @@ def build(cls: type, data: Any, where: str) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    if value is None and type(None) in options:
+    alternatives = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
+    if value is None and type(None) in alternatives:
         return None
-    options = [o for o in options if o is not type(None)]
+    options = [o for o in alternatives if o is not type(None)]
     for option in options:
-        if dataclasses.is_dataclass(option):
+        if isinstance(option, type) and dataclasses.is_dataclass(option):
             return build(option, value, where)
         if option is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
@@ -92,12 +93,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
 
 
 def at_least(config: Any, low: int, *names: str) -> None:
+    """Raise BadValue for the first of these fields that is below ``low``."""
     for name in names:
         if getattr(config, name) < low:
             raise BadValue(name, f"is {getattr(config, name)}, it must be at least {low}")
 
 
 def in_range(config: Any, low: float, high: float, *names: str) -> None:
+    """Raise BadValue for the first of these fields outside [low, high]."""
     for name in names:
         # written so that NaN fails too
         if not low <= getattr(config, name) <= high:
@@ -105,6 +108,7 @@ def in_range(config: Any, low: float, high: float, *names: str) -> None:
 
 
 def one_of(config: Any, allowed: typing.Iterable[str], *names: str) -> None:
+    """Raise BadValue for the first of these fields that is not among the allowed."""
     allowed = list(allowed)
     for name in names:
         if getattr(config, name) not in allowed:

@@ -55,14 +55,14 @@ def _tiles(image: Path, label: Path) -> list[Image.Image]:
 
 
 def _upright(file: Path) -> SimpleITK.Image:
-    """z up, y towards the back; of several channels the first. A 2-D image as it lies: it has no such directions."""
+    """Z up, y towards the back; of several channels the first. A 2-D image as it lies: it has no such directions."""
     volume = SimpleITK.ReadImage(str(file))
     volume = volume[:, :, :, 0] if volume.GetDimension() == 4 else volume
     return SimpleITK.DICOMOrient(volume, "LPS") if volume.GetDimension() == 3 else volume
 
 
 def _tile(picture: np.ndarray, marks: np.ndarray, height_step: float, width_step: float) -> Image.Image:
-    """picture (H, W[, 3]) with a pixel of the given size (any unit), outlines of every label value drawn after enlarging."""
+    """A picture (H, W[, 3]) with a pixel of the given size (any unit), outlines of every label value drawn after enlarging."""
     height, width = picture.shape[0] * height_step, picture.shape[1] * width_step
     scale = (SIDE - 4) / max(height, width)
     size = max(1, round(width * scale)), max(1, round(height * scale))

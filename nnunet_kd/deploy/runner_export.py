@@ -137,16 +137,16 @@ def add_networks(folder: Path, kind: str, files: Sequence[str]) -> None:
 
 def _resampling(configuration: dict, what: str) -> dict:
     name = configuration[f"resampling_fn_{what}"]
-    given = configuration[f"resampling_fn_{what}_kwargs"]
+    arguments = configuration[f"resampling_fn_{what}_kwargs"]
     if name == "no_resampling_hack":
         return {"order": None, "force_separate_z": False, "anisotropy_threshold": 3, "keep_type": True}
     functions = {f.__name__: f for f in (resample_data_or_seg_to_shape, resample_torch_fornnunet)}
     _check(name in functions, f"the plans use the resampling {name}")
     defaults = {k: p.default for k, p in inspect.signature(functions[name]).parameters.items()}
-    settings = defaults | given
+    settings = defaults | arguments
     torch_own = name == "resample_torch_fornnunet"
-    usual = {"mode": "linear", "aniso_axis_mode": "nearest-exact"} if torch_own else {"order_z": 0}
-    for key, value in {"is_seg": False, **usual}.items():
+    required = {"mode": "linear", "aniso_axis_mode": "nearest-exact"} if torch_own else {"order_z": 0}
+    for key, value in {"is_seg": False, **required}.items():
         _check(settings[key] == value, f"the plans set {key} = {settings[key]} for the resampling {name}")
     return {
         "order": 1 if torch_own else int(settings["order"]),

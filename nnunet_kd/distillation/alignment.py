@@ -244,7 +244,7 @@ class _training:
     def __enter__(self) -> None:
         self.module.requires_grad_(True)
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, *error: object) -> None:
         self.module.requires_grad_(False)
 
 

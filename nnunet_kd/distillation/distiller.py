@@ -22,6 +22,7 @@ from nnunet_kd.distillation.step import DistillationStep, Task, TermValue, repea
 from nnunet_kd.distillation.teacher_forward import TeacherForward
 from nnunet_kd.losses import adjusted_logits, balanced_logits, class_frequencies, logit_kd
 from nnunet_kd.networks.stages import StageTable, pair_stages
+from nnunet_kd.networks.teacher import FrozenTeacher
 from nnunet_kd.utils import distributed as ranks
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.finite import all_finite, skip_if
@@ -120,8 +121,8 @@ class Distiller:
         if self.learned:
             self._distributed = nn.parallel.DistributedDataParallel(self.pair_losses, device_ids=device_ids)
 
-    def attach(self, teacher: nn.Module) -> None:
-        """Give the distiller its teacher (teacher.FrozenTeacher), once training starts.
+    def attach(self, teacher: FrozenTeacher) -> None:
+        """Give the distiller its teacher, once training starts.
 
         Raises:
             KDError: KD asks for more mirrorings than the teacher was trained with.
@@ -136,7 +137,7 @@ class Distiller:
         self._teacher_forward = TeacherForward(self.config, teacher, self.needs_decoder_stages)
 
     def phase(self, progress: float) -> str:
-        """ "warm-up", "act" or "distil" at this fraction of the training."""
+        """The phase at this fraction of the training: "warm-up", "act" or "distil"."""
         return phase_at(self.config, progress)
 
     def adjusted(self, logits: torch.Tensor, anchors: int | None = None) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,10 +10,8 @@ from nnunet_kd.augmentation.mirroring import draw_mirrorings, draw_rows, mirror_
 from nnunet_kd.config.run import Config
 from nnunet_kd.distillation.step import DistillationStep
 from nnunet_kd.networks.stages import StageTap, decode, encode
+from nnunet_kd.networks.teacher import FrozenTeacher
 from nnunet_kd.utils import distributed as ranks
-
-if TYPE_CHECKING:  # its file knows nnU-Net, this one does not
-    from nnunet_kd.nnunet_io.teacher import FrozenTeacher
 
 
 class TeacherForward:

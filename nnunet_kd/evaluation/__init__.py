@@ -1,0 +1,1 @@
+"""Models on domains: predictions, metrics, FSD, a report."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -194,7 +194,7 @@ def _make(
     return Domain(name, images, labels, fov, cases, ending)
 
 
-def _names(folder: Path, ending: str, chosen) -> list[str]:
+def _names(folder: Path, ending: str, chosen: Callable[[str], bool]) -> list[str]:
     # nnU-Net's labels folder may hold dataset.json or a summary beside the cases: only the ending counts
     names = (p.name[: -len(ending)] for p in folder.iterdir() if p.name.endswith(ending) and not p.name.startswith("."))
     return sorted(n for n in names if chosen(n))

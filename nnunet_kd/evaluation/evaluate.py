@@ -137,10 +137,10 @@ def _evaluate_model(opened: _Opened, request: EvaluationRequest, folds: OpenedFo
         }
         predictions, timed = {name: p.folder for name, p in done.items()}, list(done.values())
     elif model.cpu_seconds is None:
-        few = dataclasses.replace(domains[0], cases=domains[0].cases[:3])
+        first_cases = dataclasses.replace(domains[0], cases=domains[0].cases[:3])
         predictor = predictor_of([opened.network], request.device, open_fold=folds.open)
         with tempfile.TemporaryDirectory() as scratch:
-            timed = [predict_domain(predictor, few, Path(scratch), f"time of {model.name}")]
+            timed = [predict_domain(predictor, first_cases, Path(scratch), f"time of {model.name}")]
     entry = _describe(opened)
     # the first case pays for warming up; leave it out where there are others
     seconds = [s for p in timed for s in list(p.cpu_seconds.values())[1 if len(p.cpu_seconds) > 1 else 0 :]]
@@ -212,6 +212,7 @@ def _check_names(kind: str, names: Sequence[str]) -> None:
 
 
 def versions() -> dict[str, str]:
+    """Versions of what decides the numbers, for the report."""
     return {p: importlib.metadata.version(p) for p in ("nnunetv2", "torch", "numpy", "scipy")} | {
         "nnunet_kd": importlib.import_module("nnunet_kd").__version__
     }

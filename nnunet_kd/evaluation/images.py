@@ -54,10 +54,10 @@ def read_picture(file: Path) -> np.ndarray:
 
 def _spacing_beside(file: Path) -> tuple[float, ...] | None:
     """What nnU-Net's Tiff3DIO reads and writes beside a volume: {"spacing": [z, y, x]} in CASE.json."""
-    beside = file.with_suffix(".json")
-    if not beside.is_file():
+    spacing_file = file.with_suffix(".json")
+    if not spacing_file.is_file():
         return None
-    return tuple(float(s) for s in json.loads(beside.read_text(encoding="utf-8"))["spacing"])
+    return tuple(float(s) for s in json.loads(spacing_file.read_text(encoding="utf-8"))["spacing"])
 
 
 def read_probabilities(file: Path) -> np.ndarray:
@@ -78,5 +78,5 @@ def read_probabilities(file: Path) -> np.ndarray:
 
 
 def _damaged(file: Path, error: Exception) -> KDError:
-    said = " ".join(str(error).split())[:160]
-    return KDError(f"cannot read {file} ({said}): the file is damaged, copy it again from its source")
+    message = " ".join(str(error).split())[:160]
+    return KDError(f"cannot read {file} ({message}): the file is damaged, copy it again from its source")

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -251,7 +252,7 @@ class _Keeping(ConfigurationManager):
     def resampling_fn_probabilities(self) -> Callable:
         resample = super().resampling_fn_probabilities
 
-        def keep(*arguments) -> torch.Tensor | np.ndarray:
+        def keep(*arguments: Any) -> torch.Tensor | np.ndarray:
             self._kept = resample(*arguments)
             return self._kept
 

@@ -54,5 +54,5 @@ class Loss(nn.Module):
 
 
 def _keywords(cls: type) -> dict[str, inspect.Parameter]:
-    parameters = inspect.signature(cls.__init__).parameters.values()
+    parameters = inspect.signature(cls.__init__).parameters.values()  # type: ignore[misc]  # read, not called
     return {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -120,7 +120,7 @@ class _MeanDivergence(torch.autograd.Function):
             student, teacher = student / temperature, teacher / temperature
         per_pixel, slope = (_bernoulli_kl if regions else _softmax_kl)(student, teacher)
         if mask is None:
-            share = 1 / per_pixel.numel()
+            share: float | Tensor = 1 / per_pixel.numel()
             value = per_pixel.mean()
         else:
             weight = mask[:, 0].to(per_pixel.dtype)

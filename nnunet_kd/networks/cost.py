@@ -24,6 +24,7 @@ class Cost:
 
 
 def count_parameters(network: nn.Module) -> int:
+    """Numbers in all parameters of a network."""
     return sum(p.numel() for p in network.parameters())
 
 
@@ -59,7 +60,7 @@ def cost_table(costs: dict[str, Cost]) -> str:
     first = next(iter(costs.values()))
     rows = [("network", "parameters", "", "MFLOPs/patch", "", "CPU ms/patch", "")]
     for name, cost in costs.items():
-        faster = "" if not cost.milliseconds else f"{first.milliseconds / cost.milliseconds:.1f}x"
+        faster = f"{first.milliseconds / cost.milliseconds:.1f}x" if cost.milliseconds and first.milliseconds else ""
         rows.append(
             (
                 name,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,7 +33,7 @@ class VectorMSAN(nn.Module):
         max_nodes: pixels the MLP may see. Features with more are average-pooled, largest axis first.
     """
 
-    def __init__(self, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64, max_nodes: int = 4096):
+    def __init__(self, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64, max_nodes: int = 4096) -> None:
         super().__init__()
         self.spatial = tuple(int(n) for n in spatial)
         self.pooled, self.grid = shrink(self.spatial, max_nodes), ()
@@ -40,11 +41,12 @@ class VectorMSAN(nn.Module):
         nodes, conv = math.prod(self.pooled), CONV[len(self.spatial)]
         self.project = conv(channels, dim, 1)
         self.squeeze = nn.Sequential(nn.Linear(nodes, hidden), nn.GELU(), nn.Linear(hidden, 1))
-        self.expand = nn.Sequential(nn.Linear(1, hidden), nn.GELU(), nn.Linear(hidden, nodes))
+        header = nn.Linear(1, hidden)
+        self.expand = nn.Sequential(header, nn.GELU(), nn.Linear(hidden, nodes))
         self.restore = conv(dim, channels, 1)
         initialise(self)
         # spread the kinks of the header's hidden units over the range of z: all at 0 would leave two distinct functions
-        nn.init.uniform_(self.expand[0].bias, -1, 1)
+        nn.init.uniform_(header.bias, -1, 1)
 
     @full_precision
     def encode(self, feature: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ class SpatialMSAN(nn.Module):
         ValueError: ``dim`` is not a multiple of the number of nodes.
     """
 
-    def __init__(self, channels: int, spatial: Sequence[int], dim: int, grid: int = 4, hidden: int = 64):
+    def __init__(self, channels: int, spatial: Sequence[int], dim: int, grid: int = 4, hidden: int = 64) -> None:
         super().__init__()
         self.spatial = tuple(int(n) for n in spatial)
         self.grid = tuple(min(grid, n) for n in self.spatial)
@@ -126,7 +128,7 @@ class MapMSAN(nn.Module):
         hidden: width of the header (1x1 convolutions: anything larger would cost as much as the network's own stage).
     """
 
-    def __init__(self, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64):
+    def __init__(self, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64) -> None:
         super().__init__()
         self.spatial = self.grid = tuple(int(n) for n in spatial)
         self.dim, self.length = dim, dim * math.prod(self.grid)
@@ -153,7 +155,7 @@ class MapMSAN(nn.Module):
 KINDS: dict[str, type[nn.Module]] = {"vector": VectorMSAN, "spatial": SpatialMSAN, "map": MapMSAN}
 
 
-def build_msan(kind: str, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64, **options) -> nn.Module:
+def build_msan(kind: str, channels: int, spatial: Sequence[int], dim: int, hidden: int = 64, **options: Any) -> nn.Module:
     """The MSAN called ``kind`` for a stage of ``channels`` channels and spatial shape ``spatial``.
 
     Args:

@@ -36,7 +36,13 @@ class SemanticAutoencoder(nn.Module):
     # statistics are exact over the first 1/_MOMENTUM batches, then forget at this rate
     _MOMENTUM = 0.01
 
-    def __init__(self, num_labels: int, spatial_dims: int, dim: int, width: int = 16, pools: int = 3, regions: bool = False):
+    mean: Tensor
+    std: Tensor
+    batches: Tensor
+
+    def __init__(
+        self, num_labels: int, spatial_dims: int, dim: int, width: int = 16, pools: int = 3, regions: bool = False
+    ) -> None:
         super().__init__()
         self.regions = regions
         conv = CONV[spatial_dims]

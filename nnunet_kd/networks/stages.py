@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -60,13 +60,14 @@ class StagePair(NamedTuple):
 
 def unwrap(network: nn.Module) -> nn.Module:
     """The plain network inside DistributedDataParallel and torch.compile."""
+    inner: Any = network  # a module's attributes have no types
     while True:
-        if hasattr(network, "_orig_mod"):
-            network = network._orig_mod
-        elif isinstance(network, nn.parallel.DistributedDataParallel):
-            network = network.module
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif isinstance(inner, nn.parallel.DistributedDataParallel):
+            inner = inner.module
         else:
-            return network
+            return inner
 
 
 def stage_table(network: nn.Module) -> StageTable:
@@ -93,13 +94,14 @@ def no_stages(family: str) -> NotSupported:
 
 def encode(network: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     """Features of all encoder stages, ``(B, C_i, *S_i)``, bottleneck last."""
-    return unwrap(network).encoder(x)
+    inner: Any = unwrap(network)
+    return inner.encoder(x)
 
 
 def decode(network: nn.Module, features: list[torch.Tensor]) -> torch.Tensor:
     """Full-resolution logits ``(B, L, *S)`` from a list of stage features (deep supervision heads are not returned)."""
-    network = unwrap(network)
-    logits = network.decoder(features[: len(network.encoder.output_channels)])
+    inner: Any = unwrap(network)
+    logits = inner.decoder(features[: len(inner.encoder.output_channels)])
     return logits[0] if isinstance(logits, list | tuple) else logits
 
 
@@ -160,7 +162,8 @@ def pair_stages(
                 '"decoder0", "decoder1", ...'
             )
         if not found:
-            have = {**{p.student: p.name for p in common}, **{f"decoder{p.student - depth[1]}": p.name for p in upward}}
+            have: dict[int | str, str] = {p.student: p.name for p in common}
+            have |= {f"decoder{p.student - depth[1]}": p.name for p in upward}
             raise KDError(
                 f'"{key}": student stage {item} has no teacher stage of the same stride; stages that have one: {have}'
             )
@@ -181,10 +184,10 @@ class StageTap:
     def __init__(self, network: nn.Module, decoder: bool = False) -> None:
         self.enabled = False
         self.features: list[torch.Tensor] | None = None
-        network = unwrap(network)
-        self._hooks = [network.encoder.register_forward_hook(self._keep_encoder)]
+        inner: Any = unwrap(network)
+        self._hooks = [inner.encoder.register_forward_hook(self._keep_encoder)]
         if decoder:
-            self._hooks += [module.register_forward_hook(self._keep_decoder) for module in network.decoder.stages]
+            self._hooks += [module.register_forward_hook(self._keep_decoder) for module in inner.decoder.stages]
 
     def _keep_encoder(self, module: nn.Module, inputs: tuple, output: list[torch.Tensor]) -> None:
         if self.enabled:
@@ -194,6 +197,7 @@ class StageTap:
     def _keep_decoder(self, module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
         # the decoder runs from low to high resolution, the list is kept from high to low
         if self.enabled:
+            assert self.features is not None, "the encoder runs before its decoder"
             self.features.insert(self._depth, output)
 
     def remove(self) -> None:

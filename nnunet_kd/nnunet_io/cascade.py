@@ -31,8 +31,8 @@ def check_predictions(folder: str | Path, cases: Iterable[str]) -> None:
         KDError: cases are missing; names the command that predicts them.
     """
     folder, cases = Path(folder), sorted(set(cases))
-    have = {file.stem for file in folder.glob("*")}
-    missing = [case for case in cases if case not in have]
+    predicted = {file.stem for file in folder.glob("*")}
+    missing = [case for case in cases if case not in predicted]
     if not missing:
         return
     model = folder.parents[1]

@@ -37,11 +37,11 @@ def configurations_of(plans: dict, configuration: str, preprocessed: Path | None
 
 def flat_configuration(plans: dict, configuration: str) -> dict:
     """The configuration with its inheritance resolved, so that a changed architecture replaces nothing by accident."""
-    have = plans["configurations"]
-    if configuration not in have:
+    configurations = plans["configurations"]
+    if configuration not in configurations:
         raise KDError(
             f"configuration {configuration} is not in plans {plans['plans_name']} of {plans['dataset_name']}: use one of "
-            f"{', '.join(have)}"
+            f"{', '.join(configurations)}"
         )
     return resolved_configuration(plans, configuration)
 

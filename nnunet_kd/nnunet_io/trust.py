@@ -72,13 +72,13 @@ def _is_network_class(name: object) -> bool:
     except pydoc.ErrorDuringImport:
         return False
     if named == [None] and name.startswith(_MOVED):
-        named = _wherever_it_lies(name.rsplit(".", 1)[-1])
+        named = _architectures_named(name.rsplit(".", 1)[-1])
     # torch.nn.functional.torch.os.system begins with torch.nn, too
     classes = [n for n in named if isinstance(n, type) and issubclass(n, nn.Module) and n.__module__.startswith(_PACKAGES)]
     return bool(named) and classes == named
 
 
-def _wherever_it_lies(class_name: str) -> list[object]:
+def _architectures_named(class_name: str) -> list[object]:
     """What nnU-Net may build where plans name a module that is not there, as its own of older plans do (residual_unet)."""
     from dynamic_network_architectures import architectures
 

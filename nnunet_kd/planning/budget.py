@@ -165,11 +165,11 @@ def _grid(config: dict, depth: int | None, convs: int | None) -> list[tuple[str,
     """(name, convs, configuration) of all candidates, none twice."""
     wide = features_of(config)
     kwargs = config["architecture"]["arch_kwargs"]
-    usual = max(kwargs.get("n_blocks_per_stage") or kwargs["n_conv_per_stage"])
+    largest_n_convs = max(kwargs.get("n_blocks_per_stage") or kwargs["n_conv_per_stage"])
     if depth is not None and not 2 <= depth <= len(wide):
         raise KDError(f"--depth {depth} must lie in 2 to {len(wide)}, the stages of the plans it starts from")
     depths = [depth] if depth else range(max(min(3, len(wide)), len(wide) - 1), len(wide) + 1)
-    counts = [convs] if convs is not None else [None, 1] if usual > 1 else [None]
+    counts = [convs] if convs is not None else [None, 1] if largest_n_convs > 1 else [None]
     candidates = {}
     for stages, n, width in product(depths, counts, WIDTHS):
         one = deepcopy(config)

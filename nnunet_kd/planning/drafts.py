@@ -26,7 +26,7 @@ from nnunet_kd.nnunet_io.configurations import (
     set_patch_size,
 )
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network
-from nnunet_kd.nnunet_io.teacher import check_compatible, check_patch_size, describe_teacher
+from nnunet_kd.nnunet_io.teacher_folder import check_compatible, check_patch_size, describe_teacher
 from nnunet_kd.planning.learning_rate import student_learning_rate
 from nnunet_kd.planning.requests import StudentRequest, TeacherRequest
 from nnunet_kd.utils.errors import KDError
@@ -73,8 +73,8 @@ def make_schedule(
     initial_lr: float | None = None,
 ) -> Schedule:
     """A schedule of about ``iterations`` training steps, by default in epochs of about 50 steps (nnU-Net: 1000 x 250)."""
-    given = {"cpu_precision": cpu_precision, "initial_lr": initial_lr}
-    base = replace(base or Schedule(), **{k: v for k, v in given.items() if v is not None})
+    overrides = {"cpu_precision": cpu_precision, "initial_lr": initial_lr}
+    base = replace(base or Schedule(), **{k: v for k, v in overrides.items() if v is not None})
     if iterations is None:
         return base if epochs is None else replace(base, epochs=epochs)
     if iterations < 1 or (epochs is not None and epochs < 1):

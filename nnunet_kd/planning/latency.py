@@ -8,7 +8,7 @@ import io
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,7 +53,7 @@ def measure_in_turn(
     backends = list(backends or installed_backends())
     x = np.random.default_rng(0).standard_normal((1, channels, *patch_size)).astype(np.float32)
     jobs: dict[tuple[str, str], Callable[[], object]] = {}
-    found: dict[str, dict[str, float]] = {name: {} for name in networks}
+    measured: dict[str, dict[str, float]] = {name: {} for name in networks}
     shown = progress if len(networks) > 1 else lambda items, *_: items  # a search by bisection measures many, one at a time
     with torch_threads(threads), torch.inference_mode():
         for name, network in shown(networks.items(), "preparing", len(networks), "network"):
@@ -61,7 +61,7 @@ def measure_in_turn(
             forward()  # what torch loads and keeps at its first call is none of the network's
             memory, seconds = peak_memory(forward)
             if memory is not None:
-                found[name]["memory"] = memory + sum(p.numel() * p.element_size() for p in network.parameters()) / 1e6
+                measured[name]["memory"] = memory + sum(p.numel() * p.element_size() for p in network.parameters()) / 1e6
             if "torch" in backends or seconds > _SLOW:
                 jobs[name, "torch"] = forward
             others = [b for b in backends if b != "torch"] if seconds <= _SLOW else []
@@ -77,12 +77,12 @@ def measure_in_turn(
                     run()
                     spent[job].append(time.perf_counter() - start)
     for (name, backend), seconds in spent.items():
-        found[name][backend] = 1e3 * statistics.median(seconds[1:])
-    return found
+        measured[name][backend] = 1e3 * statistics.median(seconds[1:])
+    return measured
 
 
 @contextmanager
-def torch_threads(threads: int):
+def torch_threads(threads: int) -> Iterator[None]:
     """Fix torch's threads for a while."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

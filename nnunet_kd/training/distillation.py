@@ -5,7 +5,9 @@ The terms themselves are the distiller's business; this file builds it, hands it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,9 +18,9 @@ from nnunet_kd.distillation.step import DistillationStep, Task, repeat_rows
 from nnunet_kd.networks.stages import StageTable, StageTap, stage_table, unwrap
 from nnunet_kd.nnunet_io.labels import Annotations
 from nnunet_kd.nnunet_io.model_folder import resolve_folder
-from nnunet_kd.nnunet_io.teacher import load_teacher, teacher_files, teacher_folds
+from nnunet_kd.nnunet_io.teacher_folder import load_teacher, teacher_files, teacher_folds
 from nnunet_kd.training.progress_picture import plot_terms
-from nnunet_kd.training.scheduled import nnUNetTrainerScheduled
+from nnunet_kd.training.scheduled import Heads, nnUNetTrainerScheduled
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import sha256
 from nnunet_kd.utils.finite import SkipStep, require_finite
@@ -37,7 +39,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
 
     def __init__(
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
-    ):  # noqa: B008
+    ) -> None:
         super().__init__(plans, configuration, fold, dataset_json, device)
         self.distiller: Distiller | None = None
         self.teacher = None
@@ -46,7 +48,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         self._values: dict[str, float] = {}
         self._iteration = 0
 
-    def configure_optimizers(self, *stage: str):
+    def configure_optimizers(self, *stage: str) -> tuple[torch.optim.Optimizer, Any]:
         # here the student exists and is not wrapped in DDP yet
         if self.distiller is None:
             self._build_distiller()
@@ -57,7 +59,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             optimizer.register_step_pre_hook(self._clip_learned)
         return optimizer, scheduler
 
-    def _clip_learned(self, *_) -> None:
+    def _clip_learned(self, *_: Any) -> None:
         # nnU-Net clips the student's gradient alone; when the optimizer steps, a scaler has unscaled this one too
         torch.nn.utils.clip_grad_norm_(self.distiller.learned, _CLIP)
 
@@ -84,7 +86,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         for key in self._log_keys:
             self.logger.local_logger.my_fantastic_logging.setdefault(f"kd/{key}", [])
 
-    def on_train_start(self):
+    def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
         if self.distiller.needs_teacher:
@@ -113,7 +115,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             for file, digest in self._teacher_files.items():
                 self.print_to_log_file(f"teacher file {file}, SHA-256 {digest}")
 
-    def on_train_end(self):
+    def on_train_end(self) -> None:
         super().on_train_end()
         if self.teacher is not None:
             same = self.teacher.digest() == self._teacher_digest
@@ -129,19 +131,19 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
                 'teacher has seen the student\'s validation cases, so validation Dice is optimistic. Use "fold": "same".'
             )
 
-    def _build_loss(self):
+    def _build_loss(self) -> Callable[[Heads, Heads], torch.Tensor]:
         plain = super()._build_loss()
 
-        def adjusted(output, target):
+        def adjusted(output: Heads, target: Heads) -> torch.Tensor:
             anchors = None if self._step is None else self._step.batch
             return plain(_each(lambda logits: self.distiller.adjusted(logits, anchors), output), target)
 
-        def loss(output, target):
+        def loss(output: Heads, target: Heads) -> torch.Tensor:
             return adjusted(output, target) if self._step is None else self._distillation_loss(adjusted, output, target)
 
         return loss
 
-    def on_train_epoch_start(self):
+    def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         self._iteration = 0
 
@@ -178,7 +180,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
                 self._tap.enabled, self._tap.features = False, None
         return {**result, **{k: self._values.get(k, float("nan")) for k in self._log_keys}}
 
-    def _distillation_loss(self, plain, output, target) -> torch.Tensor:
+    def _distillation_loss(self, plain: Callable[[Heads, Heads], torch.Tensor], output: Heads, target: Heads) -> torch.Tensor:
         step = self._step
         rows = _as_list(target)[0].shape[0]
         total = plain(_each(lambda o: o[:rows], output), target)
@@ -195,7 +197,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         require_finite(weighted, self.device)
         return total
 
-    def on_train_epoch_end(self, train_outputs: list[dict]):
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         super().on_train_epoch_end([{"loss": o["loss"]} for o in train_outputs])
         for key in self._log_keys:
             values = np.array([o[key] for o in train_outputs], dtype=float)
@@ -206,7 +208,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
         phase = self.distiller.phase(self.current_epoch / self.num_epochs)
         self.print_to_log_file(f"{phase}: " + ", ".join(f"{k} {v:.4f}" for k, v in shown.items()))
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         super().on_epoch_end()
         done = self.current_epoch
         if self.local_rank == 0 and (done % self.save_every == 0 or done == self.num_epochs):
@@ -225,7 +227,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             views = self.distiller.generator.get_state()
             self.distiller.load_state_dict(state["distiller"])
             if self.is_ddp:  # the file's are rank 0's
-                self.distiller.generator.set_state(self._own(state).get("views", views).cpu())
+                self.distiller.generator.set_state(self._state_of_rank(state).get("views", views).cpu())
         logged = self.logger.local_logger.my_fantastic_logging
         for key in self._log_keys:
             # one value per epoch, also where an older checkpoint did not know the key
@@ -233,10 +235,10 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             values.extend([float("nan")] * (self.current_epoch - len(values)))
 
 
-def _as_list(x) -> list:
+def _as_list(x: Heads) -> list[torch.Tensor]:
     return list(x) if isinstance(x, list | tuple) else [x]
 
 
-def _each(function, x):
+def _each(function: Callable[[torch.Tensor], torch.Tensor], x: Heads) -> Heads:
     """``function`` of a head's tensor, or of each head's where deep supervision makes a list of them."""
     return [function(part) for part in x] if isinstance(x, list | tuple) else function(x)

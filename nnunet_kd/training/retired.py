@@ -7,7 +7,7 @@ from nnunet_kd.training.distillation import nnUNetTrainerDistillation
 
 
 class _Retired(nnUNetTrainerDistillation):
-    def on_train_start(self):
+    def on_train_start(self) -> None:
         super().on_train_start()
         self.print_to_log_file(
             f"nnunet_kd: {type(self).__name__} is kept for folders that have its name; in new trainings plan with "
@@ -16,12 +16,18 @@ class _Retired(nnUNetTrainerDistillation):
 
 
 class nnUNetTrainerGKDAdjusted(_Retired):
+    """Of folders trained under this name: preset "adjusted"."""
+
     preset = RETIRED["nnUNetTrainerGKDAdjusted"]
 
 
 class nnUNetTrainerGKDBalanced(_Retired):
+    """Of folders trained under this name: preset "balanced"."""
+
     preset = RETIRED["nnUNetTrainerGKDBalanced"]
 
 
 class nnUNetTrainerGKDDice(_Retired):
+    """Of folders trained under this name: preset "dice"."""
+
     preset = RETIRED["nnUNetTrainerGKDDice"]

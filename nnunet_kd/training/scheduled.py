@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import errno
 import io
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,6 +41,8 @@ from nnunet_kd.utils.random_state import random_state, seed_everything, set_rand
 
 print_user_errors_in_one_line()
 
+Heads = torch.Tensor | list[torch.Tensor]  # what nnU-Net's networks and loaders give: a list with deep supervision
+
 
 class nnUNetTrainerScheduled(nnUNetTrainer):
     """Plain nnU-Net training with the schedule and seed of the plans section "nnunet_kd".
@@ -51,12 +56,12 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
 
     def __init__(
         self, plans: dict, configuration: str, fold: int, dataset_json: dict, device: torch.device = torch.device("cuda")
-    ):  # noqa: B008
+    ) -> None:
         check_order(type(self), nnUNetTrainerScheduled, nnUNetTrainer)
         self.kd, self._misfit = self._settings(plans, configuration, fold)
         if configuration not in plans["configurations"]:
-            have = ", ".join(plans["configurations"])
-            raise KDError(f'plans "{plans["plans_name"]}" have no configuration {configuration}, only {have}: pass {have}')
+            names = ", ".join(plans["configurations"])
+            raise KDError(f'plans "{plans["plans_name"]}" have no configuration {configuration}, only {names}: pass {names}')
         require_environment("nnUNet_preprocessed", "nnUNet_results")
         try:
             super().__init__(plans, configuration, fold, dataset_json, device)
@@ -102,7 +107,7 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
                 raise error from None
 
     @property
-    def _autocast(self):
+    def _autocast(self) -> AbstractContextManager:
         """The precision of a step: nnU-Net's on CUDA, the plans' on a CPU."""
         if self.device.type == "cuda":
             return torch.autocast("cuda")
@@ -112,11 +117,11 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
     def _half_on_cpu(self) -> bool:
         return self.device.type == "cpu" and self.kd.schedule.cpu_precision == "bfloat16"
 
-    def _build_loss(self):
+    def _build_loss(self) -> Callable[[Heads, Heads], torch.Tensor]:
         plain = super()._build_loss()
         full = full_precision(lambda output, target: plain(output, target)) if self._half_on_cpu else plain
 
-        def loss(output, target):
+        def loss(output: Heads, target: Heads) -> torch.Tensor:
             value = full(output, target)
             if self._in_step:
                 require_finite({"seg_loss": value}, self.device)
@@ -130,19 +135,19 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
             check_predictions(self.folder_with_segs_from_previous_stage, [*train, *validation])
         return train, validation
 
-    def configure_optimizers(self, *stage: str):
+    def configure_optimizers(self, *stage: str) -> tuple[torch.optim.Optimizer, Any]:
         optimizer, scheduler = super().configure_optimizers(*stage)  # Primus's have stages: warm-up and training
         optimizer.register_step_pre_hook(self._check_gradients)
         optimizer.register_step_post_hook(self._note_step)
         return optimizer, scheduler
 
-    def _check_gradients(self, optimizer: torch.optim.Optimizer, *_) -> None:
+    def _check_gradients(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         # with a scaler, nnU-Net has checked them; in DDP they are those of all ranks, so all ranks find the same
         gradients = (p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None)
         if self.grad_scaler is None and not all_finite(gradients):
             raise SkipStep("the gradient is not finite")
 
-    def _note_step(self, *_) -> None:
+    def _note_step(self, *_: Any) -> None:
         self._stepped = True
 
     def train_step(self, batch: dict) -> dict:
@@ -167,25 +172,27 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
         with self._autocast:
             return super().train_step(batch)
 
-    def on_train_epoch_end(self, train_outputs: list[dict]):
+    def on_train_epoch_end(self, train_outputs: list[dict]) -> None:
         taken = [{**o, "loss": np.asarray(o["loss"])} for o in train_outputs if np.isfinite(o["loss"])]
         super().on_train_epoch_end(taken or [{"loss": np.asarray(np.nan)}])
         self.guard.end_epoch(len(train_outputs))
 
-    def on_validation_epoch_end(self, val_outputs: list[dict]):
+    def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         finite = [float(o["loss"]) for o in val_outputs if np.isfinite(o["loss"])]
-        bad = len(val_outputs) - len(finite)
-        if bad and finite:
+        n_not_finite = len(val_outputs) - len(finite)
+        if n_not_finite and finite:
             mean = np.asarray(np.mean(finite))  # in their place: in DDP every rank reports equally many
             val_outputs = [o if np.isfinite(o["loss"]) else {**o, "loss": mean} for o in val_outputs]
-            self.print_to_log_file(f"WARNING: {bad} validation batches with NaN or Inf in their loss, left out of val_loss")
+            self.print_to_log_file(
+                f"WARNING: {n_not_finite} validation batches with NaN or Inf in their loss, left out of val_loss"
+            )
         super().on_validation_epoch_end(val_outputs)
 
     def validation_step(self, batch: dict) -> dict:
         with self._autocast:
             return super().validation_step(batch)
 
-    def initialize(self):
+    def initialize(self) -> None:
         if self._misfit is not None:
             raise self._misfit
         # the same seed gives every method the same initial student
@@ -196,7 +203,7 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
             # in bfloat16 narrow networks are 1.7 times faster this way round, wide ones slower (docs/speed.md)
             self.network.to(memory_format=torch.channels_last)
 
-    def run_training(self):
+    def run_training(self) -> None:
         """nnU-Net's training.
 
         A disk that is full is one line, also where nnU-Net writes logs and pictures itself. So is Ctrl-C. A mistake found
@@ -220,7 +227,7 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
         """Whether an epoch has begun, now or in the training that is continued."""
         return bool(self.logger.local_logger.my_fantastic_logging["epoch_start_timestamps"])
 
-    def on_train_start(self):
+    def on_train_start(self) -> None:
         if not self.was_initialized:
             self.initialize()
         if self.local_rank == 0:
@@ -240,7 +247,7 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
         if self._half_on_cpu and (warning := bfloat16_warning()):
             self.print_to_log_file(f"WARNING: {warning}")
 
-    def on_epoch_end(self):
+    def on_epoch_end(self) -> None:
         # nnU-Net writes the latest checkpoint before it looks whether this epoch is the best: a training continued from it
         # would not know, and overwrite the best one with a worse. Here the latest comes last.
         self._postponed = []
@@ -302,9 +309,9 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
         return {"random": random_state()}
 
     def _load_extra_state(self, state: dict) -> None:
-        self._resume_random_state = self._own(state).get("random")
+        self._resume_random_state = self._state_of_rank(state).get("random")
 
-    def _own(self, state: dict) -> dict:
+    def _state_of_rank(self, state: dict) -> dict:
         """This rank's part of a checkpoint; empty if another number of ranks wrote it, which then begin anew."""
         ranks = state.get("ranks", [state])
         return ranks[self.local_rank] if len(ranks) == world_size() else {}

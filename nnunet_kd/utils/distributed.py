@@ -10,10 +10,12 @@ import torch.nn.functional as F
 
 
 def rank() -> int:
+    """This process's rank."""
     return dist.get_rank() if _running() else 0
 
 
 def world_size() -> int:
+    """How many ranks there are."""
     return dist.get_world_size() if _running() else 1
 
 
@@ -64,7 +66,7 @@ def _running() -> bool:
 class _Gather(torch.autograd.Function):
     # torch.distributed.nn's all_gather asks for equal shapes on all ranks
     @staticmethod
-    def forward(ctx, local: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, local: torch.Tensor) -> torch.Tensor:
         rank, world = dist.get_rank(), dist.get_world_size()
         count = torch.tensor([local.shape[1]], device=local.device)
         counts = [torch.zeros_like(count) for _ in range(world)]
@@ -77,7 +79,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat([part[:, :c] for part, c in zip(parts, counts, strict=True)], 1)
 
     @staticmethod
-    def backward(ctx, gradient: torch.Tensor) -> torch.Tensor:
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         gradient = gradient.contiguous().clone()
         dist.all_reduce(gradient)
         return gradient[:, ctx.start : ctx.start + ctx.count]

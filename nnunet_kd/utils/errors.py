@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from types import TracebackType
 
 
 class KDError(Exception):
@@ -28,7 +29,7 @@ def print_user_errors_in_one_line() -> None:
     if getattr(previous, "_nnunet_kd", False):
         return
 
-    def hook(kind, value, traceback) -> None:
+    def hook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
         if issubclass(kind, KDError):
             print(f"nnunet-kd: error: {value}", file=sys.stderr)
         elif issubclass(kind, KeyboardInterrupt) and value.args:  # Ctrl-C in a training, which says how to go on

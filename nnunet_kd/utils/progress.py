@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 T = TypeVar("T")
 EVERY = 30.0  # seconds between two lines in a file
-_said = time.monotonic()  # when this process wrote the last one, or began its command
+_last_line_at = time.monotonic()  # when this process wrote the last one, or began its command
 
 
 def restart() -> None:
     """A command begins: its first line comes 30 seconds from now."""
-    global _said
-    _said = time.monotonic()
+    global _last_line_at
+    _last_line_at = time.monotonic()
 
 
 def progress(items: Iterable[T], step: str, total: int | None = None, unit: str = "case", leave: bool = False) -> Iterable[T]:
@@ -38,12 +38,12 @@ def progress(items: Iterable[T], step: str, total: int | None = None, unit: str 
 
 
 def _lines(items: Iterable[T], step: str, total: int | None, unit: str) -> Iterator[T]:
-    global _said
+    global _last_line_at
     start = time.monotonic()
     for done, item in enumerate(items):
         now = time.monotonic()
-        if now - _said >= EVERY:
-            _said = now
+        if now - _last_line_at >= EVERY:
+            _last_line_at = now
             left = f", about {_clock((now - start) / done * (total - done))} left" if total and done else ""
             of = f" of {total}" if total else ""
             print(f"{step}: {done}{of} {unit}s done{left}", file=sys.stderr, flush=True)
@@ -51,7 +51,7 @@ def _lines(items: Iterable[T], step: str, total: int | None, unit: str) -> Itera
 
 
 def _clock(seconds: float) -> str:
-    """ "45 s", "12 min" or "3.5 h"."""
+    """Such as "45 s", "12 min" or "3.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

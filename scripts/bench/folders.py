@@ -35,7 +35,7 @@ class Row:
 def bench_folders(o: argparse.Namespace) -> Iterator[tuple[dict, dict]]:
     """nnU-Net's three folders in a temporary one, for as long as the context lasts. Yields student plans and dataset.json."""
     from nnunet_kd.nnunet_io.model_folder import read_model_folder
-    from nnunet_kd.nnunet_io.teacher import describe_teacher
+    from nnunet_kd.nnunet_io.teacher_folder import describe_teacher
 
     with tempfile.TemporaryDirectory() as root, mock.patch.dict(os.environ):
         for name in ("raw", "preprocessed", "results"):

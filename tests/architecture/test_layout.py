@@ -36,4 +36,5 @@ def test_every_room_is_on_the_map_and_there():
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_every_module_is_named_in_its_room(module):
-    assert re.search(rf"\b{module.stem}\b", rooms()[module.parent]), f"docs/architecture.md: {module.parent}/ lacks {module.stem}"
+    room = rooms()[module.parent]
+    assert re.search(rf"\b{module.stem}\b", room), f"docs/architecture.md: {module.parent}/ lacks {module.stem}:{room}"

@@ -22,12 +22,13 @@ import nnunet_kd.comparison.running.execute as execution
 import nnunet_kd.comparison.running.loop as loop
 from nnunet_kd.cli.main import main
 from nnunet_kd.comparison.analysis.statistics import paired_difference, smallest_p_value
+from nnunet_kd.comparison.checked_settings import read_settings
 from nnunet_kd.comparison.locks import RunLock
 from nnunet_kd.comparison.planning import plan_comparison
 from nnunet_kd.comparison.report.tables import table
 from nnunet_kd.comparison.rows import COLUMNS, MEASURED, append_rows, read_rows
 from nnunet_kd.comparison.running.train import train
-from nnunet_kd.comparison.settings import cluster_of, read_settings
+from nnunet_kd.comparison.settings import cluster_of
 from nnunet_kd.config.run import read_config
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.planning.plans import plan_teacher

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nnunet_kd.comparison.checked_settings import read_settings
 from nnunet_kd.comparison.planning import Source, _runs
-from nnunet_kd.comparison.settings import read_settings
 from nnunet_kd.comparison.sizes import templates_of
 from nnunet_kd.config.presets import NAMES
 

@@ -11,8 +11,8 @@ from compare_lab import CONTENT, lab, row, write
 
 from nnunet_kd.cli.main import main
 from nnunet_kd.comparison.analysis.groups import collect
+from nnunet_kd.comparison.checked_settings import read_settings
 from nnunet_kd.comparison.rows import ADDED, COLUMNS, MEASURED, append_rows, read_rows
-from nnunet_kd.comparison.settings import read_settings
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint, save_atomically
 from nnunet_kd.utils.errors import KDError
 

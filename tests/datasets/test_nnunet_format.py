@@ -40,10 +40,9 @@ def test_another_dataset_of_the_same_id_is_named(tmp_path: Path):
 def test_a_failed_block_leaves_the_earlier_dataset_and_nothing_else(tmp_path: Path):
     with new_dataset_folder(tmp_path, 5, "Set") as folder:
         (folder / "a").write_text("first")
-    with pytest.raises(ZeroDivisionError):
-        with new_dataset_folder(tmp_path, 5, "Set", overwrite=True) as folder:
-            (folder / "b").write_text("half")
-            _ = 1 / 0
+    with pytest.raises(ZeroDivisionError), new_dataset_folder(tmp_path, 5, "Set", overwrite=True) as folder:
+        (folder / "b").write_text("half")
+        _ = 1 / 0
     assert [p.name for p in tmp_path.iterdir()] == ["Dataset005_Set"]
     assert [p.read_text() for p in (tmp_path / "Dataset005_Set").iterdir()] == ["first"]
 
@@ -52,9 +51,8 @@ def test_overwriting_has_to_be_asked_for(tmp_path: Path):
     (tmp_path / "Dataset005_Set").mkdir()
     with new_dataset_folder(tmp_path, 5, "Set") as folder:  # an empty folder is no dataset
         (folder / "a").write_text("first")
-    with pytest.raises(KDError, match="--overwrite"):
-        with new_dataset_folder(tmp_path, 5, "Set"):
-            pass
+    with pytest.raises(KDError, match="--overwrite"), new_dataset_folder(tmp_path, 5, "Set"):
+        pass
     with new_dataset_folder(tmp_path, 5, "Set", overwrite=True) as folder:
         (folder / "b").write_text("second")
     assert [p.name for p in (tmp_path / "Dataset005_Set").iterdir()] == ["b"]

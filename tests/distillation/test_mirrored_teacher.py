@@ -10,7 +10,7 @@ from nnunet_kd.augmentation.mirroring import draw_rows, mirror_rows, mirrorings_
 from nnunet_kd.config.run import read_config
 from nnunet_kd.losses import logit_kd
 from nnunet_kd.networks.stages import encode
-from nnunet_kd.nnunet_io.teacher import FrozenTeacher
+from nnunet_kd.networks.teacher import FrozenTeacher
 from nnunet_kd.utils.errors import KDError
 
 ON = {"mirrored_teacher": True}

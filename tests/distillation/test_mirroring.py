@@ -10,8 +10,8 @@ from small_runs import continues_to_the_same, known_trainers, make, student
 from nnunet_kd.augmentation.mirroring import draw_mirrorings, mirrored_logits, mirrorings_of
 from nnunet_kd.config.run import read_config
 from nnunet_kd.losses import logit_kd
+from nnunet_kd.networks.teacher import FrozenTeacher
 from nnunet_kd.nnunet_io import trained_fold
-from nnunet_kd.nnunet_io.teacher import FrozenTeacher
 from nnunet_kd.utils.errors import KDError
 
 

@@ -14,7 +14,7 @@ from nnunet_kd.config.stage_losses import read_losses
 from nnunet_kd.distillation.stage_losses import PairLosses
 from nnunet_kd.losses.registry import LOSSES
 from nnunet_kd.networks.stages import StageTable, stage_table
-from nnunet_kd.nnunet_io.teacher import FrozenTeacher, TeacherEnsemble
+from nnunet_kd.networks.teacher import FrozenTeacher, TeacherEnsemble
 from nnunet_kd.utils.errors import KDError
 
 VIEWS = {"preset": "light", "count": 1, "student_loss": "anchor"}

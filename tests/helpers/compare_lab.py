@@ -12,10 +12,10 @@ from small_runs import known_trainers
 
 import nnunet_kd.comparison.running.execute as execution
 import nnunet_kd.comparison.running.loop as loop
+from nnunet_kd.comparison.checked_settings import read_settings
 from nnunet_kd.comparison.planning import plan_comparison
 from nnunet_kd.comparison.rows import read_rows
 from nnunet_kd.comparison.running.train import train
-from nnunet_kd.comparison.settings import read_settings
 
 CONTENT = {
     "dataset": 950,

@@ -7,7 +7,7 @@ from nnunet_kd.config.run import read_config
 from nnunet_kd.distillation.distiller import Distiller
 from nnunet_kd.distillation.step import Task
 from nnunet_kd.networks.stages import StageTap, stage_table
-from nnunet_kd.nnunet_io.teacher import FrozenTeacher
+from nnunet_kd.networks.teacher import FrozenTeacher
 
 SIZE = 16
 LATE = 0.9  # of the training: every term is on

@@ -13,7 +13,7 @@ def clock(monkeypatch):
     """A clock that stands still until a test moves it; the last line was written at 0."""
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(module, "_said", 0.0)
+    monkeypatch.setattr(module, "_last_line_at", 0.0)
     return now
 
 

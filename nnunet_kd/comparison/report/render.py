@@ -51,7 +51,7 @@ def markdown(tables: Sequence[Table]) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
-    """One ``table`` environment each, for a document with ``\\usepackage{booktabs}``."""
+    r"""One ``table`` environment each, for a document with ``\usepackage{booktabs}``."""
     parts = ["% \\usepackage{booktabs}"]
     for t in tables:
         if not t.header:

@@ -18,18 +18,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from nnunet_kd.comparison import git
-from nnunet_kd.comparison.analysis.costs import KEPT
 from nnunet_kd.comparison.planning import Comparison, Run, same_training
 from nnunet_kd.comparison.rows import append_rows, cases_by_identity, identity, read_rows, replace_rows
-from nnunet_kd.comparison.running.measure import measure_run, now
+from nnunet_kd.comparison.running.kept_models import keep_model, kept_model, model_folder, read_kept
+from nnunet_kd.comparison.running.measure import measure_run
 from nnunet_kd.comparison.running.train import RECORD, read_record
 from nnunet_kd.comparison.sizes import FINAL
 from nnunet_kd.config.recipe import difference
 from nnunet_kd.config.run import SECTION
-from nnunet_kd.deploy.export import export_model
 from nnunet_kd.evaluation.domains import Domain
-from nnunet_kd.nnunet_io.trained_fold import OpenedFolds, TrainedFold
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
@@ -41,18 +38,6 @@ Say = Callable[[str], None]
 
 class TrainedElsewhere(Exception):
     """Another program than a comparison is training this very run; its end is waited for."""
-
-
-def kept_model(comparison: Comparison, run: Run) -> dict | None:
-    """compare.json of the run's exported model, or None if there is none with these settings."""
-    kept = _read_kept(model_folder(comparison, run))
-    fits = kept is not None and kept["config_hash"] == run.config_hash and kept["seed"] == run.seed
-    checkpoint = model_folder(comparison, run) / f"fold_{run.fold}" / FINAL
-    return kept if fits and checkpoint.is_file() else None
-
-
-def model_folder(comparison: Comparison, run: Run) -> Path:
-    return comparison.settings.models / run.source.name / run.model_name
 
 
 def missing(comparison: Comparison, run: Run, rows: list[dict[str, str]] | None = None) -> list[Domain]:
@@ -97,7 +82,7 @@ def execute(comparison: Comparison, run: Run, lock_fd: int, say: Say, bar: bool 
             _refuse_foreign(run, folder)
             _say_why(comparison, run, say)
             train(comparison, run, folder, lock_fd, say, bar)
-        kept = _export(comparison, run, folder)
+        kept = keep_model(comparison, run, folder)
     torch.set_num_threads(comparison.settings.threads)
     for domain in missing(comparison, run):
         append_rows(comparison.settings.csv, measure_run(comparison, run, domain, model_folder(comparison, run), kept))
@@ -235,7 +220,7 @@ def _refuse_foreign(run: Run, folder: Path) -> None:
 
 
 def _say_why(comparison: Comparison, run: Run, say: Say) -> None:
-    before = _read_kept(model_folder(comparison, run))
+    before = read_kept(model_folder(comparison, run))
     if before is not None and before["config_hash"] != run.config_hash:
         changed = difference(run.resolved, before.get("depends_on", {}))
         say(f"{run.label}: settings have changed since the kept model ({changed}), so it is trained anew; old rows stay")
@@ -266,49 +251,3 @@ def _last_error(log: Path) -> str:
     lines = [line.strip() for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if ERROR.match(line)]
     return (errors or lines or ["the training wrote nothing"])[-1].removeprefix("nnunet-kd: error: ")
-
-
-def _export(comparison: Comparison, run: Run, folder: Path) -> dict:
-    s = comparison.settings
-    out = model_folder(comparison, run)
-    folds = OpenedFolds()  # the checkpoint that is looked at is the one that is exported
-    epoch = _last_epoch(run, folds.open(folder, run.fold, FINAL))
-    export_model(folder, out, (str(run.fold),), overwrite=True, open_fold=folds.open)
-    record = read_record(folder / f"fold_{run.fold}" / RECORD)
-    cpu, wall = record["epochs"].get(str(run.plans[SECTION]["schedule"]["epochs"])) or (None, None)
-    kept = {
-        "method": run.method,
-        "seed": run.seed,
-        "config_hash": run.config_hash,
-        "commit": record["commit"] or git.code_version(),
-        "date": now(),
-        "device": s.device,
-        "cpu_seconds": cpu,
-        "wall_seconds": wall,
-        "checkpoint": {"file": FINAL, "epoch": epoch},
-        "depends_on": run.resolved,
-    }
-    write_json(out / KEPT, kept)
-    return kept
-
-
-def _last_epoch(run: Run, trained: TrainedFold) -> int:
-    """The epoch of the training's final checkpoint, which must be the schedule's last.
-
-    A comparison chooses no checkpoint: one chosen on a target set would inflate the Dice there. nnU-Net's checkpoint_best (or
-    any other) under the final one's name is therefore refused.
-    """
-    epoch, last = trained.epoch, run.plans[SECTION]["schedule"]["epochs"]
-    if epoch != last:
-        raise KDError(
-            f"{trained.file} holds epoch {epoch} of {last}: only the schedule's last epoch is compared, never a chosen one; "
-            "put the file back that the training wrote, or remove its folder to train again"
-        )
-    return epoch
-
-
-def _read_kept(folder: Path) -> dict | None:
-    try:
-        return json.loads((folder / KEPT).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):  # costs.py takes any OSError; here it would train and overwrite the model anew
-        return None

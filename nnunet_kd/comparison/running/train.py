@@ -57,6 +57,7 @@ def read_record(file: Path | None) -> dict:
 
 
 def main() -> None:
+    """Train one network, as the command line says."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     for name in ("dataset", "configuration", "fold", "plans", "trainer", "device", "threads"):
         parser.add_argument(name, type=int if name in ("fold", "threads") else str)

@@ -48,14 +48,14 @@ def corrupted(cases: Sequence[Case]) -> list[Case]:
 # --- corruptions: uint8 (H, W, 3), field of view bool (H, W), generator -> uint8 (H, W, 3) ----------------------------
 
 
-def white_balance(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator, lamp: str, camera: str):
+def white_balance(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator, lamp: str, camera: str) -> np.ndarray:
     """The colours of `lamp` light rendered by a camera balanced for `camera` (CIE illuminants): the white point is
     exchanged in CIELAB, which mixes the channels. Gains on red, green and blue would not do: a single channel that is
     z-scored does not change under a gain."""
     return _to_uint8(color.lab2rgb(color.rgb2lab(image, illuminant=lamp), illuminant=camera))
 
 
-def hue(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator, shift: float):
+def hue(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator, shift: float) -> np.ndarray:
     """HSV hue turned by `shift` of the circle. Positive is towards yellow, as ageing lenses do; towards red the green
     channel runs empty (0.05: a third of the pixels in some photographs of CHASE_DB1)."""
     hsv = color.rgb2hsv(image)
@@ -63,14 +63,14 @@ def hue(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator, shif
     return _to_uint8(color.hsv2rgb(hsv))
 
 
-def jpeg(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator, quality: int):
+def jpeg(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator, quality: int) -> np.ndarray:
     """Saved as JPEG of `quality` and read again."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file))
 
 
-def vignetting(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator, rim: float, offset: float):
+def vignetting(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator, rim: float, offset: float) -> np.ndarray:
     """Light that falls off from a centre by the cosine-fourth law, down to `rim` at one radius of the field of view.
     The centre lies `offset` radii off the middle, in a random direction."""
     (top, bottom), (left, right) = _extent(fov, 1), _extent(fov, 0)
@@ -82,7 +82,7 @@ def vignetting(image: np.ndarray, fov: np.ndarray, generator: np.random.Generato
     return np.rint(image * ((1 + (rim**-0.5 - 1) * squared) ** -2)[..., None]).astype(np.uint8)
 
 
-def resolution(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator, fov_width: int):
+def resolution(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator, fov_width: int) -> np.ndarray:
     """Taken by a sensor with `fov_width` pixels across the field of view (light averaged over its pixels), enlarged
     again to the old size."""
     left, right = _extent(fov, 0)
@@ -92,7 +92,7 @@ def resolution(image: np.ndarray, fov: np.ndarray, generator: np.random.Generato
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def inversion(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator):
+def inversion(image: np.ndarray, fov: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """The negative: vessels are bright, as in an angiogram."""
     return 255 - image
 
@@ -120,5 +120,5 @@ def _to_uint8(image: np.ndarray) -> np.ndarray:
 
 def _extent(fov: np.ndarray, axis: int) -> tuple[int, int]:
     """First index of the field of view and the one after its last, across `axis`."""
-    found = np.flatnonzero(fov.any(axis=axis))
-    return int(found[0]), int(found[-1]) + 1
+    indices = np.flatnonzero(fov.any(axis=axis))
+    return int(indices[0]), int(indices[-1]) + 1

@@ -148,8 +148,8 @@ def label_counts(array: np.ndarray) -> dict[int | float, int]:
     counts: Counter = Counter()
     for part in array:
         if part.dtype == np.uint8:
-            found = np.bincount(part.ravel(), minlength=256)
-            counts.update({v: int(found[v]) for v in np.flatnonzero(found).tolist()})
+            histogram = np.bincount(part.ravel(), minlength=256)
+            counts.update({v: int(histogram[v]) for v in np.flatnonzero(histogram).tolist()})
         else:
             values, numbers = np.unique(part, return_counts=True)
             counts.update({int(v) if float(v).is_integer() else float(v): int(n) for v, n in zip(values, numbers, strict=True)})
@@ -166,6 +166,7 @@ def elsewhere(a: SimpleITK.Image, b: SimpleITK.Image) -> str | None:
 
 
 def size_text(image: SimpleITK.Image) -> str:
+    """The size (x, y, z), as SimpleITK counts: "512x512x74"."""
     return "x".join(map(str, image.GetSize()))
 
 

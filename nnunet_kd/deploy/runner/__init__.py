@@ -15,7 +15,7 @@ from .errors import RunnerError
 __all__ = ["Predictor", "RunnerError"]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> type:
     if name == "Predictor":  # numpy and the rest are loaded when they are needed, so that --help is quick
         from .predictor import Predictor
 

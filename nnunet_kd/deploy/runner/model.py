@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,5 +120,5 @@ def _only(path: Path, networks: dict[str, list[str]]) -> dict[str, list[str]]:
     raise RunnerError(f"{path} is no network of {path.parent / FILE}: pass the folder or one of its .onnx files")
 
 
-def _numbers(labels) -> list[int]:
+def _numbers(labels: Iterable) -> list[int]:
     return [int(n) for label in labels for n in (label if isinstance(label, list) else [label])]

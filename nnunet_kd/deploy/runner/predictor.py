@@ -110,10 +110,10 @@ class Predictor:
     def _predict_case(self, case: Case, out: Path, probabilities: bool, progress: Callable) -> Path:
         image = images.read(case.files, self.model.reader)
         try:
-            found = self._predict(image, probabilities, progress)
+            prediction = self._predict(image, probabilities, progress)
         except RunnerError as error:
             raise RunnerError(f"{case.name}: {error}") from error
-        labels, maps = found if probabilities else (found, None)
+        labels, maps = prediction if probabilities else (prediction, None)
         file = out / f"{case.name}{case.ending}"
         if maps is not None:
             temporary = out / f".writing_{case.name}.npz"
@@ -125,7 +125,9 @@ class Predictor:
         images.write(labels, file, self.model.reader, image.geometry)
         return file
 
-    def _predict(self, image: images.Image, probabilities: bool = False, progress: Callable | None = None):
+    def _predict(
+        self, image: images.Image, probabilities: bool = False, progress: Callable | None = None
+    ) -> np.ndarray | tuple[np.ndarray, np.ndarray]:
         prepared = prepare(image, self.model, self.memory)
         data, prepared.data = prepared.data, None  # free before the segmentation needs memory
         logits = predict_logits(data, self.networks, self.model, self.mirroring, self.memory, progress or (lambda *_: None))
@@ -153,7 +155,7 @@ class _Bar:
     def __enter__(self) -> _Bar:
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self.bar.close()
 
     def case(self, name: str) -> None:

@@ -96,7 +96,9 @@ def compare_models(
     maps: bool = True,
     teacher: str | None = None,
 ) -> Semantics:
-    """All distances of every model. Every row is `fsd.compare`'s plus model, network, source, target and ``comparison``:
+    """All distances of every model.
+
+    Every row is `fsd.compare`'s plus model, network, source, target and ``comparison``:
 
     * "domains": semantic vectors of one half of the source's cases against each target, and against the other half: the floor,
       what distance two samples of one domain have.

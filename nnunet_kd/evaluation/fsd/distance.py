@@ -218,7 +218,7 @@ def compare(a: Sample, b: Sample, seed: int = 0, bootstrap: int = 200) -> dict:
 class _KernelSums:
     """Sums of the kernel over all pairs of vectors of two cases, so that resampling cases costs next to nothing."""
 
-    def __init__(self, a: Sample, b: Sample):
+    def __init__(self, a: Sample, b: Sample) -> None:
         _check_dimensions(a, b)
         if min(len(a.rows_of_cases), len(b.rows_of_cases)) < 2:
             raise ValueError("the kernel distance needs two cases in either sample")

@@ -31,7 +31,7 @@ from nnunet_kd.evaluation.predict import check_images, image_files, load_first_s
 from nnunet_kd.networks.cost import input_channels
 from nnunet_kd.networks.stages import StagePair, StageTable, StageTap, decode, encode, pair_stages, stage_table
 from nnunet_kd.nnunet_io.model_folder import ModelFolder
-from nnunet_kd.nnunet_io.teacher import load_teacher
+from nnunet_kd.nnunet_io.teacher_folder import load_teacher
 from nnunet_kd.nnunet_io.trained_fold import OpenFold, TrainedFold
 from nnunet_kd.utils.dataset_json import channel_names
 from nnunet_kd.utils.errors import KDError

@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,8 @@ from nnunet_kd.evaluation.metrics.roc import Roc
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.progress import progress
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ def measure(
         KDError: a file is missing, unreadable or of another size than its reference.
     """
     function = partial(_measure_case, tuple(labels), ignore_label, tolerance, cldice_3d)
-    cases, total = {}, {}
+    cases: dict[str, dict] = {}
+    total: dict[str, Roc] = {}
     found = progress(in_order(function, files, workers), label, total=len(files))
     for item, (values, rocs) in zip(files, found, strict=True):
         cases[item.case] = values
@@ -78,9 +80,9 @@ def in_order(function: Callable[[Item], Result], items: Sequence[Item], workers:
         return
     # spawn: a fork of a process that has used torch's threads can hang
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-        waiting, left = deque(), iter(items)
+        waiting: deque[Future[Result]] = deque()
         try:
-            for item in left:
+            for item in items:
                 waiting.append(pool.submit(function, item))
                 if len(waiting) >= 2 * workers:
                     yield waiting.popleft().result()
@@ -113,8 +115,9 @@ def _of_labels(file: Path, labels: Sequence[Region], shape: tuple[int, ...]) -> 
     heads = read_probabilities(file)
     if heads.ndim == len(shape) + 2:  # pictures have a first axis of one slice
         heads = heads[:, 0]
-    regions = any(not isinstance(label, int | np.integer) for label in labels)
-    wanted = list(range(len(labels))) if regions else [int(label) for label in labels]
+    single = [int(label) for label in labels if isinstance(label, int | np.integer)]
+    regions = len(single) < len(labels)
+    wanted = list(range(len(labels))) if regions else single
     if heads.shape[1:] != shape or len(heads) <= max(wanted) or (regions and len(heads) != len(labels)):
         raise KDError(
             f"{file} holds probabilities of {'x'.join(map(str, heads.shape))}, {len(labels)} label(s) of "

@@ -40,6 +40,7 @@ METRICS = ("dice", "iou", "sensitivity", "specificity", "accuracy", "auc", "hd95
 COUNTS = ("tp", "fp", "fn", "tn")
 
 Region = int | Sequence[int]
+_REGION = (Sequence, np.ndarray)
 
 
 def case_metrics(
@@ -93,7 +94,7 @@ def case_metrics(
         counted = (truth != ignore_label) if counted is None else counted & (truth != ignore_label)
     found = {}
     for i, label in enumerate(labels):
-        p, t = (np.isin(a, label) if _is_region(label) else a == label for a in (prediction, truth))
+        p, t = (np.isin(a, label) if isinstance(label, _REGION) else a == label for a in (prediction, truth))
         values = _binary_metrics(p, t, counted, spacing, tolerance, cldice_3d)
         if probabilities is not None:
             score = probabilities[i]
@@ -112,7 +113,7 @@ def case_metrics(
 
 
 def centreline_dice(prediction: np.ndarray, truth: np.ndarray) -> float:
-    """clDice of two boolean masks, two or three axes. NaN if both are empty, 0 if one is."""
+    """The clDice of two boolean masks, two or three axes. NaN if both are empty, 0 if one is."""
     prediction, truth = np.asarray(prediction, dtype=bool), np.asarray(truth, dtype=bool)
     if not prediction.any() or not truth.any():
         return math.nan if prediction.any() == truth.any() else 0.0
@@ -220,13 +221,9 @@ def _binary_metrics(
     return {**result, "tp": tp, "fp": fp, "fn": fn, "tn": tn, "failed": (tp + fp == 0) != (tp + fn == 0)}
 
 
-def _is_region(label: Region) -> bool:
-    return isinstance(label, Sequence | np.ndarray)
-
-
 def name_of(label: Region) -> str:
     """A label's or region's name in results: "1", "1+2"."""
-    return "+".join(str(int(v)) for v in label) if _is_region(label) else str(int(label))
+    return "+".join(str(int(v)) for v in label) if isinstance(label, _REGION) else str(int(label))
 
 
 def _ratio(a: float, b: float, otherwise: float = math.nan) -> float:

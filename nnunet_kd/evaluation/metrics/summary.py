@@ -10,6 +10,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,8 @@ def read_labels(dataset_json: Path) -> tuple[list[Region], int | None, str]:
         content = json.loads(Path(dataset_json).read_text(encoding="utf-8"))
         manager = LabelManager(content["labels"], content.get("regions_class_order"))
         labels = manager.foreground_regions if manager.has_regions else manager.foreground_labels
-        return [int(i) if np.isscalar(i) else tuple(i) for i in labels], manager.ignore_label, content["file_ending"]
+        regions: list[Region] = [tuple(i) if isinstance(i, Sequence) and not isinstance(i, str) else int(i) for i in labels]
+        return regions, manager.ignore_label, content["file_ending"]
     except FileNotFoundError:
         raise KDError(f"{dataset_json} does not exist: name the data set's dataset.json") from None
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
@@ -126,7 +128,7 @@ def measure_folders(
 
 def summary(measured: Measured, files: Sequence[CaseFiles], labels: Sequence[Region], tolerance: float) -> dict:
     """The content of a summary.json."""
-    per_case = [
+    per_case: list[dict[str, Any]] = [
         {
             "reference_file": str(f.reference),
             "prediction_file": str(f.prediction),

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -136,7 +137,7 @@ def draw_figures(
     """
     models = ordered(report["models"])
     styles = figures.model_styles([(m["name"], m["role"]) for m in models])
-    found = []
+    pictures = []
 
     def add(section: str, name: str, draw: Callable[[], Path | None], alt: str, caption: str) -> None:
         try:
@@ -147,7 +148,7 @@ def draw_figures(
             report["note"] = " ".join(filter(None, [report.get("note", "").replace(line, "").strip(), line]))
             return
         if file is not None:
-            found.append({"section": section, "name": name, "file": file.name, "alt": alt, "caption": caption})
+            pictures.append({"section": section, "name": name, "file": file.name, "alt": alt, "caption": caption})
 
     dice = {m["name"]: {d: _dice(v["cases"]) for d, v in m["domains"].items()} for m in models}
     add(
@@ -168,7 +169,7 @@ def draw_figures(
             students = [m["name"] for m in models if m["role"] != "teacher"]
             ranked = _ranked(domain, {n: dice[n][domain.name] for n in shown}, students)
 
-            def outlines(domain=domain, shown=shown, ranked=ranked) -> Path:
+            def outlines(domain: Domain = domain, shown: list = shown, ranked: list = ranked) -> Path:
                 rows = _picture_rows(domain, {n: dice[n][domain.name] for n in shown}, ranked, predictions or {})
                 return figures.contour_figure(rows, folder / f"outlines_{_slug(domain.name)}.png")
 
@@ -214,7 +215,7 @@ def draw_figures(
             f"Semantic vectors of {', '.join(vectors)} in two dimensions, coloured by domain",
             "One mark for each patch; colour: domain, shape: case. Distances in t-SNE have no scale.",
         )
-    return found
+    return pictures
 
 
 def print_table(report: Mapping) -> str:
@@ -232,13 +233,13 @@ def write_csv(report: Mapping, file: Path) -> Path:
     metrics = [*METRICS, *COUNTS]
     rows = []
     for model in ordered(report["models"]):
-        for domain, found in model["domains"].items():
-            for case, values in found["cases"].items():
+        for domain, domain_result in model["domains"].items():
+            for case, values in domain_result["cases"].items():
                 row = {
                     "model": model["name"],
                     "role": model["role"],
                     "domain": domain,
-                    "unseen": found["unseen"],
+                    "unseen": domain_result["unseen"],
                     "case": case,
                     "failed": values["failed"],
                     "hd95_unit": values["hd95_unit"],
@@ -254,7 +255,7 @@ def write_csv(report: Mapping, file: Path) -> Path:
     return file
 
 
-def json_ready(value):
+def json_ready(value: Any) -> Any:
     """The same data for strict JSON: NaN and infinity become null, arrays and tuples lists, paths text."""
     if isinstance(value, Mapping):
         return {str(k): json_ready(v) for k, v in value.items()}

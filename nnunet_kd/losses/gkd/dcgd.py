@@ -89,7 +89,7 @@ def class_prototypes(maps: Tensor, onehot: Tensor) -> Tensor:
         `(K+1, n, q)`, n <= B * L nodes.
     """
     batch, grid = len(onehot), maps.shape[2:]
-    pool = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
+    pool: Callable[..., Tensor] = F.adaptive_avg_pool2d if len(grid) == 2 else F.adaptive_avg_pool3d
     weights = pool(onehot, tuple(grid)).flatten(2)
     present = weights.sum(2).flatten() > 1e-3
     weights = weights / weights.sum(2, keepdim=True).clamp_min(1e-3)

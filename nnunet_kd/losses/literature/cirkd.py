@@ -1,4 +1,4 @@
-"""CIRKD: how pixels relate to the pixels of other images, of the same batch or of earlier ones."""
+"""CIRKD: how pixels relate to the pixels of the batch's other images. Those of earlier batches: cirkd_memory.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from nnunet_kd.losses.base import Loss
-from nnunet_kd.losses.channels import check_features, match_channels
-from nnunet_kd.losses.labels import class_directions, class_masks, inverse_length
+from nnunet_kd.losses.channels import check_features
+from nnunet_kd.losses.labels import inverse_length
 from nnunet_kd.losses.precision import full_precision
 
 _POOL = {2: F.avg_pool2d, 3: F.avg_pool3d}
@@ -48,7 +48,7 @@ class CIRKD(Loss):
 
     def __init__(self, *, temperature: float = 0.1, max_nodes: int = 2048) -> None:
         super().__init__()
-        _check("CIRKD", temperature, max_nodes=max_nodes)
+        check_settings("CIRKD", temperature, max_nodes=max_nodes)
         self.temperature, self.max_nodes = temperature, max_nodes
 
     @full_precision
@@ -59,136 +59,8 @@ class CIRKD(Loss):
             ValueError: shapes that do not fit each other.
         """
         check_features(student, teacher)
-        s, t = (_unit_rows(_pool(x, self.max_nodes).flatten(2)) for x in (student, teacher.detach()))
+        s, t = (unit_rows(_pool(x, self.max_nodes).flatten(2)) for x in (student, teacher.detach()))
         return _WithinBatch.apply(s / self.temperature**0.5, t / self.temperature**0.5)
-
-
-class CIRKDMemory(Loss):
-    r"""Cross-image relations to a memory of the teacher's pixels and regions of earlier batches.
-
-    .. math:: L = L_{pixel} + L_{region}, \quad L_q = \mathrm{mean}_i \mathrm{KL}(R^t_{qi} \| R^s_{qi}), \quad
-        R_{qi} = \mathrm{softmax}_j(\cos(f_i, q_j) / \tau)
-
-    with q_j the entries drawn from a memory, the same for teacher and student, and the mean over the annotated pixels.
-
-    In training mode every call first stores, for each class of each sample, the unit vectors of a few of the teacher's pixels
-    and of the mean over the class ("region"), in place of the oldest. The memories are buffers: part of the state_dict, of
-    ``classes * (pixel_memory + region_memory) * teacher_channels`` numbers. Empty entries are never used, so that the first
-    step already works (the original starts with random vectors).
-
-    It differs from the original in three points: a class's pixels are drawn from that class (there, from the first pixels of
-    the image), at most ``max_anchors`` of the batch's annotated pixels are compared (there, all), and the student's channels
-    pass through a learned 1x1 convolution only where they differ from the teacher's (there, always through two with a batch
-    norm). Under DDP all processes use the memory of the first (DDP broadcasts buffers).
-
-    What is drawn follows from how much has been stored, not from torch's random state: a resumed training goes on alike.
-
-    Source: Yang et al., as :class:`CIRKD`: tau = 0.1, weight 0.1 for both parts, memories of 20000 pixels and 2000 regions
-    per class, 4096 and 1024 of which are compared with, 16 pixels stored per class and image.
-
-    Args:
-        classes: number of annotated classes, background included.
-        student_channels, teacher_channels, dims: see :func:`nnunet_kd.losses.channels.match_channels`.
-        temperature: tau, at least 0.03.
-        pixel_memory, region_memory: entries per class.
-        pixel_contrast, region_contrast: entries drawn per step, of all classes together (one more per class, as there).
-        pixels_per_class: stored per class and sample.
-        max_anchors: annotated pixels of the batch that are compared; drawn at random if there are more.
-    """
-
-    name = "cirkd-memory"
-    reads = "features"
-    weight = 0.1
-    needs_target = True
-
-    def __init__(
-        self,
-        *,
-        classes: int,
-        student_channels: int,
-        teacher_channels: int,
-        dims: int,
-        temperature: float = 0.1,
-        pixel_memory: int = 20000,
-        region_memory: int = 2000,
-        pixel_contrast: int = 4096,
-        region_contrast: int = 1024,
-        pixels_per_class: int = 16,
-        max_anchors: int = 4096,
-    ) -> None:
-        super().__init__()
-        _check(
-            "CIRKDMemory",
-            temperature,
-            classes=classes,
-            pixel_memory=pixel_memory,
-            region_memory=region_memory,
-            pixel_contrast=pixel_contrast,
-            region_contrast=region_contrast,
-            pixels_per_class=pixels_per_class,
-            max_anchors=max_anchors,
-        )
-        self.classes, self.channels, self.temperature = classes, (student_channels, teacher_channels), temperature
-        self.pixels_per_class, self.max_anchors = pixels_per_class, max_anchors
-        self.contrasts = {"pixel": pixel_contrast // classes + 1, "region": region_contrast // classes + 1}
-        self.adapter = match_channels(student_channels, teacher_channels, dims)
-        for name, size in (("pixel", pixel_memory), ("region", region_memory)):
-            self.register_buffer(f"{name}_memory", torch.zeros(classes, size, teacher_channels))
-            # stored since the beginning, per class
-            self.register_buffer(f"{name}_count", torch.zeros(classes, dtype=torch.long))
-
-    @full_precision
-    def forward(self, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
-        """Student `(B, K_s, *S)`, teacher `(B, K_t, *S)` (detached), labels `(B, *any size)` -> scalar.
-
-        Raises:
-            ValueError: shapes that do not fit each other or the channels of this module, or no target.
-        """
-        check_features(student, teacher, *self.channels)
-        masks = class_masks(target, self.classes, teacher)
-        s, t = (_unit_rows(x.flatten(2)) for x in (self.adapter(student), teacher.detach()))
-        seed = torch.cat([self.pixel_count, self.region_count]).sum().item()
-        generator = torch.Generator(student.device).manual_seed(seed)
-        if self.training:
-            self._store(t, masks, generator)
-        anchors = masks.any(1).flatten().nonzero().squeeze(1)
-        if len(anchors) == 0:
-            return 0 * s.sum()
-        anchors = anchors[_draw(len(anchors), self.max_anchors, generator)]
-        s, t = s.flatten(0, 1)[anchors] / self.temperature, t.flatten(0, 1)[anchors] / self.temperature
-        loss = 0 * s.sum()
-        for name in self.contrasts:
-            entries = self._entries(name, generator)
-            if len(entries):
-                loss = loss + _ToEntries.apply(s, t, entries)
-        return loss
-
-    @torch.no_grad()
-    def _store(self, teacher: Tensor, masks: Tensor, generator: torch.Generator) -> None:
-        regions, present = class_directions(teacher.transpose(1, 2), masks), masks.any(2)
-        # the largest of random numbers in (0, 1] among a class's pixels: a draw without a loop over samples and classes
-        noise = 1 - torch.rand(masks[:, :1].shape, generator=generator, device=masks.device, dtype=masks.dtype)
-        score, pixels = (noise * masks).topk(min(self.pixels_per_class, masks.shape[2]), dim=2)
-        sample = torch.arange(len(masks), device=masks.device).unsqueeze(1).expand_as(score[:, 0])
-        for c in range(self.classes):
-            drawn = score[:, c] > 0
-            self._append("pixel", c, teacher[sample[drawn], pixels[:, c][drawn]])
-            self._append("region", c, regions[:, c][present[:, c]])
-
-    def _append(self, name: str, c: int, vectors: Tensor) -> None:
-        memory, count = getattr(self, f"{name}_memory")[c], getattr(self, f"{name}_count")
-        kept = vectors[-len(memory) :].to(memory.dtype)
-        count[c] += len(vectors)
-        last = torch.arange(-len(kept), 0, device=memory.device)
-        memory[(count[c] + last) % len(memory)] = kept
-
-    def _entries(self, name: str, generator: torch.Generator) -> Tensor:
-        memory, counts = getattr(self, f"{name}_memory"), getattr(self, f"{name}_count").tolist()
-        drawn = [
-            rows[_draw(min(count, len(rows)), self.contrasts[name], generator)]
-            for rows, count in zip(memory, counts, strict=True)
-        ]
-        return torch.cat(drawn)
 
 
 class _WithinBatch(torch.autograd.Function):
@@ -201,7 +73,7 @@ class _WithinBatch(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
         batch, nodes = student.shape[:2]
-        parts = _parts(nodes, nodes, student.device)
+        parts = row_parts(nodes, nodes, student.device)
         e_s, e_t, gap = (
             student.new_empty(nodes, nodes),
             student.new_empty(nodes, nodes),
@@ -212,13 +84,13 @@ class _WithinBatch(torch.autograd.Function):
             for j in range(i, batch):
                 rows, columns = student.new_empty(3, nodes), student.new_zeros(3, nodes)
                 for p in parts:
-                    terms = _exponentials(student[i, p], student[j], teacher[i, p], teacher[j], e_s[p], e_t[p], gap)
+                    terms = exponentials(student[i, p], student[j], teacher[i, p], teacher[j], e_s[p], e_t[p], gap)
                     for k, term in enumerate(terms):
                         torch.sum(term, 1, out=rows[k, p])
                         if i != j:
                             columns[k] += term.sum(0)
                 # the matrix of a sample with itself is symmetric, and a node is in it as a row and as a column
-                total += _divergence(*rows) + (_divergence(*columns) if i != j else 0)
+                total += divergence(*rows) + (divergence(*columns) if i != j else 0)
                 shares = 1 / rows[1:, :, None], 1 / (columns if i != j else rows)[1:, None]
                 for p in parts:
                     d = e_s[p].mul_(shares[0][0, p] + shares[1][0])
@@ -236,42 +108,19 @@ class _WithinBatch(torch.autograd.Function):
         return ctx.saved_tensors[0] * (gradient * ctx.scale), None
 
 
-class _ToEntries(torch.autograd.Function):
-    """Anchors `(R, K)` of student and teacher and entries `(M, K)` -> mean over the anchors; a few rows at a time."""
-
-    @staticmethod
-    def forward(ctx: Any, student: Tensor, teacher: Tensor, entries: Tensor) -> Tensor:
-        parts = _parts(len(student), len(entries), student.device)
-        room = [student.new_empty(parts[0].stop, len(entries)) for _ in range(3)]
-        total, slope = student.new_zeros(()), torch.empty_like(student)
-        for p in parts:
-            e_s, e_t, gap = (r[: p.stop - p.start] for r in room)
-            terms = _exponentials(student[p], entries, teacher[p], entries, e_s, e_t, gap)
-            gap_sum, z_s, z_t = (term.sum(1) for term in terms)
-            total += _divergence(gap_sum, z_s, z_t)
-            d = e_s.div_(z_s[:, None]).sub_(e_t.div_(z_t[:, None]))
-            torch.mm(d, entries, out=slope[p])
-        ctx.save_for_backward(slope)
-        ctx.scale = 1 / len(student)
-        return total * ctx.scale
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.saved_tensors[0] * (gradient * ctx.scale), None, None
-
-
-def _parts(rows: int, columns: int, device: torch.device) -> list[slice]:
+def row_parts(rows: int, columns: int, device: torch.device) -> list[slice]:
+    """The rows of a matrix of similarities in parts that fit the cache or the memory."""
     step = max(1, _AT_ONCE.get(device.type, _AT_ONCE_ELSEWHERE) // columns)
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def _exponentials(
+def exponentials(
     s: Tensor, s_to: Tensor, t: Tensor, t_to: Tensor, e_s: Tensor, e_t: Tensor, gap: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    # Into e_s, e_t and gap: exp of the similarities of the student's rows and of the teacher's, and the latter times their
-    # difference, without the usual shift: no similarity exceeds 1 / _COLDEST. Fresh matrices for every pair would take longer
-    # than the arithmetic.
+    """Into e_s, e_t and gap: exp of the similarities of the student's rows and of the teacher's, and the latter times their
+    difference; returned as (gap, e_s, e_t)."""
+    # without the usual shift: no similarity exceeds 1 / _COLDEST. Fresh matrices for every pair would take longer than the
+    # arithmetic
     gap = gap[: len(s)]
     torch.mm(s, s_to.T, out=e_s)
     torch.mm(t, t_to.T, out=e_t)
@@ -280,13 +129,13 @@ def _exponentials(
     return gap.mul_(e_t.exp_()), e_s, e_t
 
 
-def _divergence(gap: Tensor, z_s: Tensor, z_t: Tensor) -> Tensor:
-    # of the sums over a softmax's axis: sum of KL(teacher || student)
+def divergence(gap: Tensor, z_s: Tensor, z_t: Tensor) -> Tensor:
+    """The sum of KL(teacher || student) out of the sums of :func:`exponentials` over a softmax's axis."""
     return (gap / z_t + z_s.log() - z_t.log()).sum()
 
 
-def _unit_rows(features: Tensor) -> Tensor:
-    # (B, K, P) -> (B, P, K)
+def unit_rows(features: Tensor) -> Tensor:
+    """Features `(B, K, P)` -> unit vectors `(B, P, K)`."""
     return (features * inverse_length(features, 1)).transpose(1, 2)
 
 
@@ -305,14 +154,8 @@ def _pool(features: Tensor, max_nodes: int) -> Tensor:
     return features / math.prod(block)
 
 
-def _draw(count: int, size: int, generator: torch.Generator) -> Tensor:
-    # indices of all, or of `size` at random
-    if count <= size:
-        return torch.arange(count, device=generator.device)
-    return torch.randperm(count, generator=generator, device=generator.device)[:size]
-
-
-def _check(name: str, temperature: float, **counts: int) -> None:
+def check_settings(name: str, temperature: float, **counts: int) -> None:
+    """Raise ValueError for a temperature that is too low or a count below 1."""
     if not temperature >= _COLDEST:
         raise ValueError(f"temperature of {name} must be at least {_COLDEST}, got {temperature}")
     for key, value in counts.items():

@@ -11,9 +11,9 @@ import pytest
 from compare_lab import CONTENT, lab, row, write
 
 from nnunet_kd.cli.main import main
+from nnunet_kd.comparison.checked_settings import read_settings
 from nnunet_kd.comparison.rows import append_rows, part_of, read_rows, take_over_parts
 from nnunet_kd.comparison.running import slurm
-from nnunet_kd.comparison.settings import read_settings
 from nnunet_kd.utils.errors import KDError
 
 __all__ = ["lab"]  # the fixture

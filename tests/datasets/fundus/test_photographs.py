@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from nnunet_kd.datasets.fundus.field_of_view import find_field_of_view
-from nnunet_kd.datasets.fundus.photographs import prepare, prepare_label, read_rgb
+from nnunet_kd.datasets.fundus.photographs import read_rgb
+from nnunet_kd.datasets.fundus.preparation import prepare, prepare_label
 from nnunet_kd.utils.errors import KDError
 
 

@@ -56,7 +56,8 @@ def test_stare(stare_tree: Path, tmp_path: Path, nnunet_accepts):
 
 def test_a_surround_that_is_not_black_is_no_field(stare_tree: Path, tmp_path: Path):
     image = stare_tree / "stare-images" / "im0044.ppm.gz"
-    rgb = np.asarray(Image.open(gzip.open(image)).convert("RGB"))
+    with gzip.open(image) as file:
+        rgb = np.asarray(Image.open(file).convert("RGB"))
     write_ppm(image, np.maximum(rgb, 30))
     report = run_stare(stare_tree, tmp_path)
     entry = json.loads((report.folder / "conversion.json").read_text())["cases"]["STARE_0044"]
@@ -134,7 +135,8 @@ def test_stares_second_observer(stare_tree: Path, tmp_path: Path, monkeypatch, c
     label = np.asarray(Image.open(tmp_path / "raw" / "Dataset805_STARE" / "labelsTr" / "STARE_0001.png"))
     top, left, bottom, right = log["cases"]["STARE_0001"]["crop_box"]
     rows, columns = log["cases"]["STARE_0001"]["pad"]
-    native = np.asarray(Image.open(gzip.open(stare_tree / "labels-vk" / "im0001.vk.ppm.gz")).convert("L")) > 127
+    with gzip.open(stare_tree / "labels-vk" / "im0001.vk.ppm.gz") as file:
+        native = np.asarray(Image.open(file).convert("L")) > 127
     fov = np.asarray(Image.open(tmp_path / "raw" / "Dataset805_STARE" / "fovTr" / "STARE_0001.png")) > 0
     inner = (slice(rows, rows + bottom - top), slice(columns, columns + right - left))
     assert np.array_equal(label[inner] > 0, native[top:bottom, left:right] & fov[inner]) and label.any()

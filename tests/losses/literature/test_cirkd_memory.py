@@ -14,7 +14,7 @@ from loss_checks import (
     zero_at_equality,
 )
 
-from nnunet_kd.losses.literature.cirkd import CIRKDMemory
+from nnunet_kd.losses.literature.cirkd_memory import CIRKDMemory
 
 GRIDS = [(3, 4), (2, 3, 2)]
 
