@@ -272,12 +272,14 @@ def _train(
     iterations: int = 2,
     seed: int = 0,
 ) -> Path:
-    """Train in this process on the CPU. Returns the model folder, TRAINER__PLANS__CONFIGURATION."""
+    """Train in this process on the CPU. Returns the model folder, TRAINER__PLANS__CONFIGURATION. Draws no picture."""
     from nnunetv2.run.run_training import get_trainer_from_args
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
     torch.manual_seed(seed)
     np.random.seed(seed)
-    with _threads_for_processes():
+    with _threads_for_processes(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
         run = get_trainer_from_args(dataset.name, dataset.configuration, fold, trainer, plans, device=torch.device("cpu"))
         run.num_epochs, run.num_iterations_per_epoch, run.num_val_iterations_per_epoch = epochs, iterations, 1
         run.run_training()

@@ -22,7 +22,6 @@ from small_runs import known_trainers, make, stopped, student
 from nnunet_kd.nnunet_io.checkpoints import check_writable, load_checkpoint, save_atomically
 from nnunet_kd.planning.plans import plan_teacher
 from nnunet_kd.planning.requests import TeacherRequest
-from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.random_state import random_state
 
@@ -95,7 +94,6 @@ def test_other_errors_stay_what_they_are(tmp_path):
 @pytest.fixture
 def external_trainers(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)  # drawn at every save, longer than an epoch here
 
 
 @linux
