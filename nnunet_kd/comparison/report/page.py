@@ -16,7 +16,9 @@ from nnunet_kd.comparison.analysis.groups import Group, collect, datasets_of, in
 from nnunet_kd.comparison.git import in_work_tree
 from nnunet_kd.comparison.report import figures as drawn
 from nnunet_kd.comparison.report.cases import data_card, overlay, read_fsd, training_curves_of
+from nnunet_kd.comparison.report.finding import finding, is_teacher
 from nnunet_kd.comparison.report.measures import measure_tables
+from nnunet_kd.comparison.report.names import group_names
 from nnunet_kd.comparison.report.tables import (
     check_against,
     cost_table,
@@ -24,7 +26,6 @@ from nnunet_kd.comparison.report.tables import (
     differences,
     failed_share,
     failures,
-    p_value,
     points,
     tests,
 )
@@ -87,7 +88,7 @@ class _Page:
     def __init__(self, settings: CompareSettings, groups: list[Group], against: str) -> None:
         self.settings, self.groups, self.against = settings, groups, against
         self.datasets = datasets_of(settings, groups)
-        self.names = _group_names(groups)
+        self.names = group_names(groups)
         self.costs: list[NetworkCost] = network_costs(settings, groups)
         self.compared: list[Comparison] = compare_with(settings, groups, self.datasets, against)
         roles = {n: m.role for n, m in settings.methods.items()}
@@ -118,17 +119,13 @@ class _Page:
     def chosen(self, dataset: str | None = None) -> dict[int, Group]:
         """At most FEW groups, for pictures: teachers, the reference, then those with most trainings and the highest Dice."""
         there = {i: g for i, g in enumerate(self.groups) if dataset is None or g.valid(dataset)}
-        rank = [i for i in there if self.is_teacher(there[i]) and there[i].method == "teacher"]
+        rank = [i for i in there if is_teacher(self.settings, there[i]) and there[i].method == "teacher"]
         rank += [i for i in there if there[i].method == self.against]
         rank += sorted(
             there,
             key=lambda i: (-len(there[i].trainings), -sum(there[i].mean(d) for d in there[i].scores if there[i].valid(d))),
         )
         return {i: there[i] for i in sorted(list(dict.fromkeys(rank))[:FEW])}
-
-    def is_teacher(self, group: Group) -> bool:
-        method = self.settings.methods.get(group.method)
-        return method is not None and method.role == "teacher"
 
     def add_pictures(self, domains: Sequence[str], required: bool) -> None:
         measured: dict[int, list[float]] = {}
@@ -225,7 +222,7 @@ class _Page:
         best = {}
         for d in self.datasets:
             for source in {g.source for g in self.groups}:
-                students = [g for g in self.groups if g.source == source and g.valid(d) and not self.is_teacher(g)]
+                students = [g for g in self.groups if g.source == source and g.valid(d) and not is_teacher(self.settings, g)]
                 if students:
                     best[source, d] = max(students, key=lambda g, d=d: g.mean(d))
         lines = []
@@ -248,41 +245,8 @@ class _Page:
                         "best": best.get((g.source, d)) is g,
                     }
                 )
-            lines.append({"group": g, "teacher": self.is_teacher(g), "cells": cells})
+            lines.append({"group": g, "teacher": is_teacher(self.settings, g), "cells": cells})
         return lines
-
-    def finding(self) -> list[str]:
-        """A sentence per unseen domain (per domain where none is unseen) and source: the best student against the reference."""
-        sentences = []
-        for source in dict.fromkeys(g.source for g in self.groups):
-            here = [d for d in self.datasets if any(g.source == source and g.valid(d) for g in self.groups)]
-            for d in [d for d in here if is_unseen(self.settings, source, d)] or here:
-                sentences += self._sentence(source, d)
-        return sentences
-
-    def _sentence(self, source: str, dataset: str) -> list[str]:
-        students = [g for g in self.groups if g.source == source and g.valid(dataset) and not self.is_teacher(g)]
-        most = max((len(g.means(dataset)) for g in students), default=0)
-        students = [g for g in students if len(g.means(dataset)) == most]
-        if not students:
-            return []
-        best = max(students, key=lambda g: g.mean(dataset))
-        seeds = f"{most} training{'s' if most > 1 else ''} each"
-        text = (
-            f"{f'From {source} to' if source else 'On'} {dataset}, {best.method} has the highest mean Dice of the "
-            f"{len(students)} students with {seeds}: {best.mean(dataset):.3f}"
-        )
-        tested = next((c.by_dataset[dataset] for c in self.compared if c.group is best and dataset in c.by_dataset), None)
-        if tested is not None:
-            d = tested.difference
-            verdict = "the interval holds 0" if d.low <= 0 <= d.high else ""
-            limits = "" if d.low != d.low else f"95% interval {100 * d.low:+.2f} to {100 * d.high:+.2f}"
-            p = "" if tested.holm != tested.holm else f"Wilcoxon p after Holm {p_value(tested.holm)}"
-            said = "; ".join(filter(None, (limits, verdict, p))) or "too few cases for an interval"
-            text += f", {100 * d.mean:+.2f} points against {self.against} ({said})"
-        teachers = [g for g in self.groups if g.source == source and g.method == "teacher" and g.valid(dataset)]
-        text += f"; the teacher's is {teachers[0].mean(dataset):.3f}" if teachers else ""
-        return [f"{text}."]
 
     def render(self, distances: Sequence[dict], commands: Sequence[str]) -> str:
         from nnunet_kd.evaluation.evaluate import versions
@@ -296,7 +260,7 @@ class _Page:
             yaml=self.settings.file.read_text(encoding="utf-8"),
             against=self.against,
             datasets=self.datasets,
-            finding=self.finding(),
+            finding=finding(self.settings, self.groups, self.datasets, self.compared, self.against),
             notes=self.notes,
             matrix=self.matrix(),
             sources=len({g.source for g in self.groups}) > 1,
@@ -318,29 +282,6 @@ class _Page:
             commands=commands,
             few=FEW,
         )
-
-
-def _group_names(groups: Sequence[Group]) -> dict[int, str]:
-    """The groups' names by place: the method, and what else it takes to tell them apart."""
-
-    def tagged(g: Group, keys: Sequence[str]) -> str:
-        tags = {"source": g.source, "params": f"{g.params:,}", "iterations": f"{g.iterations:,} it."}
-        return ", ".join([g.method, *(tags[k] for k in keys)])
-
-    for keys in (
-        (),
-        ("source",),
-        ("params",),
-        ("iterations",),
-        ("source", "params"),
-        ("source", "iterations"),
-        ("params", "iterations"),
-        ("source", "params", "iterations"),
-    ):
-        names = [tagged(g, keys) for g in groups]
-        if len(set(names)) == len(names):
-            break
-    return dict(enumerate(names))
 
 
 def _by_case(group: Group, dataset: str) -> list[float]:
