@@ -32,6 +32,7 @@ from nnunet_kd.comparison.report.tables import (
 from nnunet_kd.comparison.rows import read_rows
 from nnunet_kd.comparison.settings import CompareSettings
 from nnunet_kd.evaluation.report import figures
+from nnunet_kd.evaluation.report.contours import contour_figure
 from nnunet_kd.evaluation.report.page import data_uri, template
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_text
@@ -174,7 +175,7 @@ class _Page:
         for name, rows in tqdm(self.rows.items(), desc="pictures", leave=False, disable=None):
             self._add(
                 "overlays",
-                figures.contour_figure(rows, folder / "overlay.png"),
+                contour_figure(rows, folder / "overlay.png"),
                 f"{name}: outlines of the annotation and of the predictions of {', '.join(rows[0].predictions)} on "
                 f"{len(rows)} cases",
                 name,

@@ -17,6 +17,7 @@ from nnunet_kd.evaluation.fsd.vector_files import read_vectors
 from nnunet_kd.evaluation.metrics.overlap import COUNTS, METRICS
 from nnunet_kd.evaluation.metrics.surfaces import ASSD_DEFINITION, HD95_DEFINITION, NSD_DEFINITION
 from nnunet_kd.evaluation.report import figures
+from nnunet_kd.evaluation.report.contours import CasePicture, best_median_worst, contour_figure
 from nnunet_kd.evaluation.report.finding import (
     as_float,
     best_student,
@@ -156,7 +157,7 @@ def draw_figures(
                 add(
                     "pictures",
                     domain.name,
-                    figures.contour_figure(rows, folder / f"outlines_{_slug(domain.name)}.png"),
+                    contour_figure(rows, folder / f"outlines_{_slug(domain.name)}.png"),
                     f"{domain.name}: outlines of the annotation and of the predictions of {', '.join(shown)} on "
                     f"{len(rows)} case(s)",
                     domain.name,
@@ -250,15 +251,15 @@ def number(value: float | None, digits: int = 3) -> str:
 
 def _picture_rows(
     domain: Domain, dice: Mapping[str, Mapping[str, float]], students: Sequence[str], predictions: Predictions
-) -> list[figures.CasePicture]:
+) -> list[CasePicture]:
     ranked_by = [n for n in dice if n in students] or list(dice)
     # a case that one model has no Dice for has none in the others either: the annotation is empty, or nobody found a thing
     mean = {c: float(np.mean([dice[n][c] for n in ranked_by])) for c in domain.cases}
     rows = []
-    for rank, case in figures.best_median_worst(mean):
+    for rank, case in best_median_worst(mean):
         maps = {n: read_map(predictions[n][domain.name] / f"{case}{domain.file_ending}")[0] for n in dice}
         rows.append(
-            figures.CasePicture(
+            CasePicture(
                 f"{rank}: {case}", read_image(domain, case), read_label(domain, case), maps, {n: dice[n][case] for n in dice}
             )
         )

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from skimage.io import imread
 
-from nnunet_kd.evaluation.report import figures
-from nnunet_kd.evaluation.report.figures import CasePicture
+from nnunet_kd.evaluation.report import contours, figures
+from nnunet_kd.evaluation.report.contours import CasePicture
 
 
 def _near(picture: np.ndarray, colour: str) -> int:
@@ -24,10 +24,10 @@ def _case(predictions: dict[str, np.ndarray], truth: np.ndarray) -> CasePicture:
 
 def test_best_median_worst():
     dice = {"a": 0.5, "b": 0.9, "c": math.nan, "d": 0.7, "e": 0.1}
-    assert figures.best_median_worst(dice) == [("best", "b"), ("median", "a"), ("worst", "e")]
-    assert figures.best_median_worst({"a": 0.1, "b": 0.2}) == [("best", "b"), ("worst", "a")]
-    assert figures.best_median_worst({"a": 0.1}) == [("only case", "a")]
-    assert figures.best_median_worst({"a": math.nan}) == []
+    assert contours.best_median_worst(dice) == [("best", "b"), ("median", "a"), ("worst", "e")]
+    assert contours.best_median_worst({"a": 0.1, "b": 0.2}) == [("best", "b"), ("worst", "a")]
+    assert contours.best_median_worst({"a": 0.1}) == [("only case", "a")]
+    assert contours.best_median_worst({"a": math.nan}) == []
 
 
 def test_models_differ_in_colour_and_marker():
@@ -39,16 +39,16 @@ def test_models_differ_in_colour_and_marker():
 def test_an_organ_is_enlarged_whole_and_vessels_where_models_err():
     organ = np.zeros((120, 160), np.uint8)
     organ[30:60, 90:130] = 1
-    top, left, side = figures._window(organ, [organ])
+    top, left, side = contours._window(organ, [organ])
     assert top <= 30 and left <= 90 and top + side >= 60 and left + side >= 130 and side < 100
     vessels = np.zeros((120, 160), np.uint8)
     vessels[::20] = 1
     wrong = vessels.copy()
     wrong[100:102, 120:150] = 0
     wrong[104:106, 120:150] = 1
-    top, left, side = figures._window(vessels, [vessels, wrong])
+    top, left, side = contours._window(vessels, [vessels, wrong])
     assert side < 80 and top <= 100 and top + side >= 106 and left <= 125 and left + side >= 145
-    assert figures._window(np.zeros((20, 30)), [np.zeros((20, 30))]) == (0, 0, 30)
+    assert contours._window(np.zeros((20, 30)), [np.zeros((20, 30))]) == (0, 0, 30)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (6, 64, 64)])
@@ -61,8 +61,8 @@ def test_contours_show_truth_and_prediction(tmp_path: Path, shape):
     empty = np.zeros_like(truth)
 
     def drawn(truth: np.ndarray, prediction: np.ndarray) -> tuple[int, int]:
-        picture = imread(figures.contour_figure([_case({"gkd": prediction}, truth)], tmp_path / "new" / "x.png"))
-        return _near(picture, figures.TRUTH), _near(picture, figures.PREDICTION)
+        picture = imread(contours.contour_figure([_case({"gkd": prediction}, truth)], tmp_path / "new" / "x.png"))
+        return _near(picture, contours.TRUTH), _near(picture, contours.PREDICTION)
 
     both, only_truth, only_prediction = drawn(truth, shifted), drawn(truth, empty), drawn(empty, shifted)
     assert both[0] > only_prediction[0] + 150 and only_truth[0] > only_prediction[0] + 150
@@ -72,7 +72,7 @@ def test_contours_show_truth_and_prediction(tmp_path: Path, shape):
 def test_no_dice_and_colour_images(tmp_path: Path):
     truth = np.zeros((32, 32), np.uint8)
     row = CasePicture("only case: a", np.zeros((32, 32, 3), np.uint8), truth, {"m": truth}, {"m": math.nan})
-    assert figures.contour_figure([row], tmp_path / "x.png").stat().st_size > 1000
+    assert contours.contour_figure([row], tmp_path / "x.png").stat().st_size > 1000
 
 
 def test_dots_take_undefined_and_missing_values(tmp_path: Path):
