@@ -35,6 +35,7 @@ setup(
         "torch>=2.6",
         # What follows comes with nnunetv2. It is named here because this package imports it itself, with nnunetv2's own
         # lower bounds where it has any: tighter ones could contradict nnunetv2's.
+        "dynamic-network-architectures",  # nnU-Net's networks: which classes plans may name
         "numpy>=1.24",  # arrays; 1.24 for nnunetv2, tested with 2.x
         "scipy",  # statistics of the report, distance transforms, spline fields of the synthetic vessels
         "scikit-learn",  # t-SNE of the semantic vectors
@@ -60,6 +61,7 @@ setup(
         # pytest-xdist: the tests on two cores. setuptools: one test builds the wheel in the environment itself.
         # monai: the oracle of the metrics' tests. import-linter: which folder may import which,
         # mypy: whether the types of losses, config, networks, views and metrics hold (both in `make lint`).
+        # hypothesis: draws shapes, spacings and label sets that nobody thinks of.
         "test": [
             "pytest>=8",
             "pytest-timeout",
@@ -69,6 +71,7 @@ setup(
             "mypy>=1.15",
             "setuptools>=70.1",
             "monai>=1.4",
+            "hypothesis>=6.100",
             "nnunet-kd[onnx,openvino,slurm]",
         ],
     },

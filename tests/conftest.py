@@ -136,17 +136,20 @@ def _make_dataset(
     features: tuple[int, ...] = (8, 16, 32),
     batch_size: int = 2,
     seed: int = 0,
+    ending: str | None = None,
+    together: bool = False,
 ) -> TinyDataset:
     """Write blobs on noise, then fingerprint, plan and preprocess them with nnU-Net; its plans are cut down.
 
     dims: 2 (PNG) or 3 (NIfTI). foreground: number of foreground labels; the higher, the brighter, and label k+1 lies
     inside label k. regions: region k is the union of the labels from k on. ignore: adds an ignore label and paints a
-    stripe of it. features: one number per stage.
+    stripe of it. features: one number per stage. ending: of the files, in place of the usual.
+    together: all channels in one picture (RGB, RGBA) instead of a file each.
     """
     size = size or (48 if dims == 2 else 24)
     patch = patch or (32 if dims == 2 else 16)
     full_name = f"Dataset{dataset_id:03d}_{name}"
-    ending = ".png" if dims == 2 else ".nii.gz"
+    ending = ending or (".png" if dims == 2 else ".nii.gz")
     case_names = tuple(f"case_{i:02d}" for i in range(cases))
     raw = folders.raw / full_name
     (raw / "imagesTr").mkdir(parents=True)
@@ -154,8 +157,8 @@ def _make_dataset(
     generator = np.random.default_rng(seed)
     for case in case_names:
         segmentation = _nested_blobs(generator, dims, size, foreground)
-        for channel in range(channels):
-            image = 60 + 50 * segmentation + generator.normal(0, 10, segmentation.shape)
+        drawn = [60 + 50 * segmentation + generator.normal(0, 10, segmentation.shape) for _ in range(channels)]
+        for channel, image in enumerate([np.stack(drawn, -1)] if together else drawn):
             _write(raw / "imagesTr" / f"{case}_{channel:04d}{ending}", image.clip(0, 255).astype(np.uint8))
         if ignore:
             segmentation[:4] = foreground + 1
@@ -188,8 +191,13 @@ def _nested_blobs(generator: np.random.Generator, dims: int, size: int, foregrou
 
 
 def _write(file: Path, array: np.ndarray) -> None:
-    if file.suffix == ".png":
+    if file.suffix in (".png", ".bmp"):
         imsave(file, array, check_contrast=False)
+    elif file.suffix == ".tif":
+        import tifffile
+
+        # tifffile would take a narrow volume for colours
+        tifffile.imwrite(file, array, photometric="rgb" if array.ndim == 3 and array.shape[-1] in (3, 4) else "minisblack")
     else:
         import SimpleITK
 
@@ -264,12 +272,14 @@ def _train(
     iterations: int = 2,
     seed: int = 0,
 ) -> Path:
-    """Train in this process on the CPU. Returns the model folder, TRAINER__PLANS__CONFIGURATION."""
+    """Train in this process on the CPU. Returns the model folder, TRAINER__PLANS__CONFIGURATION. Draws no picture."""
     from nnunetv2.run.run_training import get_trainer_from_args
+    from nnunetv2.training.logging.nnunet_logger import LocalLogger
 
     torch.manual_seed(seed)
     np.random.seed(seed)
-    with _threads_for_processes():
+    with _threads_for_processes(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
         run = get_trainer_from_args(dataset.name, dataset.configuration, fold, trainer, plans, device=torch.device("cpu"))
         run.num_epochs, run.num_iterations_per_epoch, run.num_val_iterations_per_epoch = epochs, iterations, 1
         run.run_training()

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[1]
 SHIMS = sorted(file.stem for file in (ROOT / "trainers").glob("nnUNetTrainer*.py"))
 MEND = ROOT / "scripts" / "mend_torchvision.py"
 DISTRIBUTIONS = {
+    "dynamic_network_architectures": "dynamic-network-architectures",
     "skimage": "scikit-image",
     "sklearn": "scikit-learn",
     "PIL": "pillow",
@@ -106,10 +107,37 @@ def test_missing_trainers_are_an_error_with_the_fix(monkeypatch, tmp_path):
         paths.trainers_path()
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / "scripts").glob("*.py")), ids=lambda script: script.name)
-def test_scripts_explain_themselves(script):
-    result = run(sys.executable, script, "--help", env={**os.environ, "PYTHONPATH": str(ROOT)})
-    assert result.returncode == 0 and "usage:" in result.stdout and len(result.stdout) > 200
+# `python SCRIPT --help` of every script, one after the other: torch and nnU-Net are imported once
+HELP = """
+import contextlib, io, json, os, runpy, sys, traceback
+
+said = {}
+for script in sys.argv[1:]:
+    sys.argv, sys.path[0], out, code = [script, "--help"], os.path.dirname(script), io.StringIO(), 0
+    with contextlib.redirect_stdout(out):
+        try:
+            runpy.run_path(script, run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code or 0
+        except Exception:
+            code = traceback.format_exc()
+    said[os.path.basename(script)] = [code, out.getvalue()]
+print(json.dumps(said))
+"""
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def helps() -> dict[str, tuple[int | str, str]]:
+    """Exit code, or what was raised, and output of every script's --help."""
+    result = run(sys.executable, "-c", HELP, *SCRIPTS, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("script", [script.name for script in SCRIPTS])
+def test_scripts_explain_themselves(helps, script):
+    code, said = helps[script]
+    assert code == 0 and "usage:" in said and len(said) > 200, (code, said)
 
 
 def test_make_says_which_python_it_needs(tmp_path):

@@ -92,20 +92,22 @@ def add_verify(commands: argparse._SubParsersAction) -> None:
 
 def _raw_dataset(dataset_id: int) -> Path:
     raw = nnunet_folder("nnUNet_raw")
-    found = sorted(raw.glob(f"Dataset{dataset_id:03d}_*"))
-    if len(found) != 1:
-        state = f"{len(found)} datasets" if found else "no dataset"
+    folders = sorted(raw.glob(f"Dataset{dataset_id:03d}_*"))
+    if len(folders) != 1:
+        state = f"{len(folders)} datasets" if folders else "no dataset"
         raise KDError(f"{raw} holds {state} of id {dataset_id}: correct the id or nnUNet_raw")
-    return found[0]
+    return folders[0]
 
 
 def _print_verification(folder: Path) -> None:
     from nnunet_kd.datasets.verify import verify_dataset
 
-    found = verify_dataset(folder)
-    print(found.text())
-    if found.problems:
-        raise KDError(f"{folder.name} has {len(found.problems)} problem(s), listed above: mend the source and convert again")
+    verification = verify_dataset(folder)
+    print(verification.text())
+    if verification.problems:
+        raise KDError(
+            f"{folder.name} has {len(verification.problems)} problem(s), listed above: mend the source and convert again"
+        )
 
 
 def add_synth(commands: argparse._SubParsersAction) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.errors import KDError, first_line
 
 
 def _add_evaluation_options(p: argparse.ArgumentParser) -> None:
@@ -151,6 +151,7 @@ def add_fsd(commands: argparse._SubParsersAction) -> None:
 def _fsd(o: argparse.Namespace) -> None:
     import json
     import os
+    import sys
 
     from nnunet_kd.evaluation.domains import parse_domain
     from nnunet_kd.evaluation.fsd.compare import RunsRequest, check_domains, compare_models, prepare_runs
@@ -174,8 +175,8 @@ def _fsd(o: argparse.Namespace) -> None:
     # vectors come from images alone
     source, *targets = (parse_domain(d, raw, labelled=False) for d in (o.source, *o.target))
     check_domains(source, targets)
-    beside = o.out.with_suffix("") if o.out else None
-    cache = beside.with_name(f"{beside.name}_msan") if beside else None
+    result_stem = o.out.with_suffix("") if o.out else None
+    cache = result_stem.with_name(f"{result_stem.name}_msan") if result_stem else None
     request = RunsRequest(o.msan, o.preset, o.fit_steps, o.seed, tuple(o.networks), cache)
     opened = OpenedFolds()
     folds = {name: opened.open(folder, o.fold, o.checkpoint) for name, folder in models.items()}
@@ -196,8 +197,14 @@ def _fsd(o: argparse.Namespace) -> None:
             print(f"         warning: {warning}")
     result = json_ready({"fsd": semantics.rows, "msan": semantics.msans, "seed": o.seed, "command": o.command_line})
     if o.out:
-        save_vectors(semantics.samples, beside.with_name(f"{beside.name}_vectors"))
-        vector_map(semantics.samples, beside.with_name(f"{beside.name}_vectors.png"), seed=o.seed)
-        fsd_bars(semantics.rows, beside.with_name(f"{beside.name}.png"))
-        write_json(o.out, result)
+        write_json(o.out, result)  # before the pictures, which may fail
+        save_vectors(semantics.samples, result_stem.with_name(f"{result_stem.name}_vectors"))
+        for picture, draw in (
+            (f"{result_stem.name}_vectors.png", lambda file: vector_map(semantics.samples, file, seed=o.seed)),
+            (f"{result_stem.name}.png", lambda file: fsd_bars(semantics.rows, file)),
+        ):
+            try:
+                draw(result_stem.with_name(picture))
+            except Exception as error:  # matplotlib raises all kinds
+                print(f"nnunet-kd: warning: the picture {picture} is left out: {first_line(error)}", file=sys.stderr)
     print(json.dumps(result))

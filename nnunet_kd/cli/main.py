@@ -12,6 +12,7 @@ from nnunet_kd.cli import data
 from nnunet_kd.cli import deploy as deploying
 from nnunet_kd.cli import evaluate as evaluating
 from nnunet_kd.cli import plan as planning
+from nnunet_kd.utils import progress
 from nnunet_kd.utils.errors import KDError
 
 
@@ -27,6 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = build_parser().parse_args(arguments)
     options.command_line = shlex.join(["nnunet-kd", *arguments])
+    progress.restart()
     try:
         options.run(options)
     except KDError as error:

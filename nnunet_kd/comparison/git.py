@@ -27,8 +27,8 @@ def in_work_tree(folder: Path) -> bool:
     folder = folder.absolute()
     while not folder.is_dir():
         folder = folder.parent
-    found = _git(folder, "rev-parse", "--is-inside-work-tree")
-    return found is not None and found.stdout.strip() == "true"
+    completed = _git(folder, "rev-parse", "--is-inside-work-tree")
+    return completed is not None and completed.stdout.strip() == "true"
 
 
 def commit(paths: Sequence[Path], message: str) -> str | None:

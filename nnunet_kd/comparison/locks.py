@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from nnunet_kd.utils.errors import KDError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 class RunLock:
     """A lock on a file. A child process that inherits ``fd`` holds it too, even if this process is killed."""
 
     def __init__(self, file: Path) -> None:
+        """Raises KDError where there are no such locks."""
+        if fcntl is None:
+            raise KDError("comparisons need the file locks of Linux or macOS: run `nnunet-kd compare` there, or in WSL")
         file.parent.mkdir(parents=True, exist_ok=True)
         self.fd = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
 

@@ -57,8 +57,8 @@ def append_rows(file: Path, rows: Sequence[dict[str, object]]) -> None:
         content = os.pread(fd, os.fstat(fd).st_size, 0)
         whole = content[: content.rfind(b"\n") + 1]
         before, columns = _parse(file, whole) if whole else ([], COLUMNS)
-        there = {(*identity(r), r["case"]) for r in before}
-        new = [r for r in rows if (*identity(r), r["case"]) not in there]
+        existing_cases = {(*identity(r), r["case"]) for r in before}
+        new = [r for r in rows if (*identity(r), r["case"]) not in existing_cases]
         if _columns_for(columns, new) != columns:
             _replace(file, _columns_for(columns, new), [*before, *new])
             return
@@ -92,10 +92,10 @@ def take_over_parts(file: Path) -> None:
 
 def cases_by_identity(rows: Iterable[dict[str, str]]) -> dict[tuple[str, ...], set[str]]:
     """``{(method, seed, dataset, params, config_hash): cases}``."""
-    found: dict[tuple[str, ...], set[str]] = {}
+    by_identity: dict[tuple[str, ...], set[str]] = {}
     for row in rows:
-        found.setdefault(identity(row), set()).add(row["case"])
-    return found
+        by_identity.setdefault(identity(row), set()).add(row["case"])
+    return by_identity
 
 
 def _columns_for(columns: Sequence[str], rows: Sequence[dict[str, object]]) -> tuple[str, ...]:

@@ -23,7 +23,7 @@ def contact_sheet(cases: Sequence[tuple[str, Path, Path]]) -> Image.Image:
     shown in a soft tissue window, other volumes between their 1st and 99th percentile.
     """
     columns = [_tiles(image, label) for _, image, label in cases]
-    sheet = Image.new("RGB", (SIDE * len(columns), SIDE * len(columns[0]) + 16), (20, 20, 20))
+    sheet = Image.new("RGB", (SIDE * len(columns), SIDE * max(map(len, columns)) + 16), (20, 20, 20))
     pen = ImageDraw.Draw(sheet)
     for i, ((title, *_), tiles) in enumerate(zip(cases, columns, strict=True)):
         pen.text((i * SIDE + 4, 2), title, fill=(255, 255, 255))
@@ -38,17 +38,27 @@ def _tiles(image: Path, label: Path) -> list[Image.Image]:
         picture = np.asarray(Image.open(image).convert("RGB"))
         marks = np.asarray(Image.open(label)) if label.is_file() else np.zeros(picture.shape[:2], np.uint8)
         return [_tile(picture, np.zeros_like(marks), 1, 1), _tile(picture, marks, 1, 1)]
-    volume = SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(image)), "LPS")  # z up, y towards the back
-    array, (x, y, z) = SimpleITK.GetArrayFromImage(volume).astype(np.float32), volume.GetSpacing()
+    volume = _upright(image)
+    array, (x, y, *_) = SimpleITK.GetArrayFromImage(volume).astype(np.float32), volume.GetSpacing()
     marks = np.zeros(array.shape, np.uint8)
     if label.is_file():
-        marks = SimpleITK.GetArrayFromImage(SimpleITK.DICOMOrient(SimpleITK.ReadImage(str(label)), "LPS")).astype(np.uint8)
-    low, high = SOFT_TISSUE if array.min() < -500 else np.percentile(array[::2, ::4, ::4], (1, 99))
+        marks = SimpleITK.GetArrayFromImage(_upright(label)).astype(np.uint8)
+    low, high = SOFT_TISSUE if array.min() < -500 else np.percentile(array[..., ::4, ::4], (1, 99))
     gray = (255 * np.clip((array - low) / max(high - low, 1e-6), 0, 1)).astype(np.uint8)
+    if gray.ndim == 2:
+        return [_tile(gray, marks * 0, y, x), _tile(gray, marks, y, x)]
+    z = volume.GetSpacing()[2]
     planes = (marks > 0).sum((1, 2)), (marks > 0).sum((0, 2))
     axial, coronal = (int(p.argmax()) if p.any() else len(p) // 2 for p in planes)
     front = gray[::-1, coronal], marks[::-1, coronal]
     return [_tile(gray[axial], marks[axial] * 0, y, x), _tile(gray[axial], marks[axial], y, x), _tile(*front, z, x)]
+
+
+def _upright(file: Path) -> SimpleITK.Image:
+    """Z up, y towards the back; of several channels the first. A 2-D image as it lies: it has no such directions."""
+    volume = SimpleITK.ReadImage(str(file))
+    volume = volume[:, :, :, 0] if volume.GetDimension() == 4 else volume
+    return SimpleITK.DICOMOrient(volume, "LPS") if volume.GetDimension() == 3 else volume
 
 
 def _tile(picture: np.ndarray, marks: np.ndarray, height_step: float, width_step: float) -> Image.Image:

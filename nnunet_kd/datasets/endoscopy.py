@@ -16,7 +16,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from nnunet_kd.datasets.fundus.photographs import FundusCase, read_binary, read_rgb
 from nnunet_kd.datasets.nnunet_format import (
@@ -32,6 +31,7 @@ from nnunet_kd.datasets.nnunet_format import (
 from nnunet_kd.datasets.sources import SourceFiles, check_pairs, natural_key, opened
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
+from nnunet_kd.utils.progress import progress
 
 PICTURE = r"(?:png|jpe?g|tiff?|bmp)"
 IMAGES = r"(?:images?|original|etis-laribpolypdb)"
@@ -88,8 +88,8 @@ def find_pairs(
     files = SourceFiles(Path(source))
     images, masks = files.find(rf"{IMAGES}/{name}\.{PICTURE}"), files.find(rf"{MASKS}/p?{name}\.{PICTURE}")
     expected = f"a folder of images and a folder of masks with the same names ({set_name}: see docs/datasets.md)"
-    there = check_pairs(source, images, masks, f"images of {set_name}", "mask", expected, missing)
-    return [(key[0], images[key], masks[key]) for key in there]
+    paired = check_pairs(source, images, masks, f"images of {set_name}", "mask", expected, missing)
+    return [(key[0], images[key], masks[key]) for key in paired]
 
 
 def convert_kvasir_seg(
@@ -110,13 +110,13 @@ def convert_kvasir_seg(
     missing = [] if allow_missing else None
 
     def cases(root: Path) -> list[FundusCase]:
-        found = find_pairs(root, "Kvasir-SEG", missing=missing)
+        pairs = find_pairs(root, "Kvasir-SEG", missing=missing)
         # a name without its partner keeps its place, so that no other one changes its part
-        names = sorted({*(n for n, *_ in found), *(m.lower() for m in missing or ())}, key=natural_key)
+        names = sorted({*(n for n, *_ in pairs), *(m.lower() for m in missing or ())}, key=natural_key)
         train = set(names[: max(0, len(names) - KVASIR_SPLITS[split])])
-        if not any(n in train for n, *_ in found):
-            raise KDError(f"{source} holds {len(found)} images, of which the last 200 are for testing: use --split all")
-        return [FundusCase(f"Kvasir_{n}", i, m, tag="Tr" if n in train else "Ts") for n, i, m in found]
+        if not any(n in train for n, *_ in pairs):
+            raise KDError(f"{source} holds {len(pairs)} images, of which the last 200 are for testing: use --split all")
+        return [FundusCase(f"Kvasir_{n}", i, m, tag="Tr" if n in train else "Ts") for n, i, m in pairs]
 
     return write_polyps(
         cases,
@@ -149,18 +149,18 @@ def convert_cvc_clinicdb(
     missing = [] if allow_missing else None
 
     def cases(root: Path) -> list[FundusCase]:
-        found = find_pairs(root, "CVC-ClinicDB", r"(\d+)", missing)
+        pairs = find_pairs(root, "CVC-ClinicDB", r"(\d+)", missing)
         sequence = sequences(root)
-        unknown = [n for n, *_ in found if int(n) not in sequence]
+        unknown = [n for n, *_ in pairs if int(n) not in sequence]
         if unknown:
             raise KDError(f"frame {unknown[0]} of CVC-ClinicDB in {source} belongs to no known sequence: frames are 1 to 612")
         if missing is not None:  # frames without any file too
-            missing[:] = [f"{n:03d}" for n in sequence if n not in {int(n) for n, *_ in found}]
+            missing[:] = [f"{n:03d}" for n in sequence if n not in {int(n) for n, *_ in pairs}]
         last = sorted(set(sequence.values()))
         test = set(last[len(last) - CLINICDB_SPLITS[split] :])
         return [
             FundusCase(f"ClinicDB_s{sequence[int(n)]:02d}_{int(n):03d}", i, m, tag="Ts" if sequence[int(n)] in test else "Tr")
-            for n, i, m in found
+            for n, i, m in pairs
         ]
 
     return write_polyps(
@@ -264,7 +264,7 @@ def write_polyps(
         report = new_report(raw, preprocessed, dataset_id, name, overwrite, label_ground="image", missing_cases=missing)
         with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
             log, marked, pixels, empty, lost = {}, 0, 0, 0, []
-            for case in tqdm(cases, desc=report.dataset, unit="case", disable=None):
+            for case in progress(cases, report.dataset, leave=True):
                 image, label = read_rgb(case.image), read_binary(case.label)
                 if label.shape != image.shape[:2]:
                     raise KDError(
@@ -326,9 +326,9 @@ def write_polyps(
     return report
 
 
-def _warn(report: ConversionReport, found: int, n: int, size: tuple[int, int] | None) -> None:
-    if found + len(report.missing_cases or ()) != n:
-        report.warnings.append(f"{n} images are published, found {found}")
+def _warn(report: ConversionReport, n_found: int, n_published: int, size: tuple[int, int] | None) -> None:
+    if n_found + len(report.missing_cases or ()) != n_published:
+        report.warnings.append(f"{n_published} images are published, found {n_found}")
     if size and set(report.native_sizes) != {size[::-1]}:
         others = ", ".join(f"{w}x{h}" for w, h in sorted(set(report.native_sizes) - {size[::-1]})[:3])
         report.warnings.append(

@@ -254,19 +254,19 @@ def folds_by_group(groups: Mapping[str, Sequence[str]], n_folds: int) -> list[di
 
 
 def folds_of_cases(
-    cases: Iterable[str], group: Callable[[str], str], n_folds: int, there: Collection[str] | None = None
+    cases: Iterable[str], group: Callable[[str], str], n_folds: int, present: Collection[str] | None = None
 ) -> list[dict[str, list[str]]]:
     """`folds_by_group` of cases whose group is told by their name. Fewer groups than `n_folds` make as many folds.
 
-    there: the cases that are not missing; the others are left out of the finished folds, so that no case changes its fold.
+    present: the cases that are not missing; the others are left out of the finished folds, so that no case changes its fold.
     Raises KDError if a fold then has nothing to train or to choose on.
     """
     groups: dict[str, list[str]] = {}
     for case in cases:
         groups.setdefault(group(case), []).append(case)
     folds = folds_by_group(groups, min(n_folds, len(groups)))
-    if there is not None:
-        folds = [{part: [c for c in cases if c in there] for part, cases in fold.items()} for fold in folds]
+    if present is not None:
+        folds = [{part: [c for c in cases if c in present] for part, cases in fold.items()} for fold in folds]
         empty = [k for k, fold in enumerate(folds) if not fold["train"] or not fold["val"]]
         if empty:
             raise KDError(f"so much is missing that fold {empty[0]} of the split has no cases: complete the source")

@@ -52,8 +52,8 @@ def convert_polypgen(
         parts=(),
         negatives=True,
     )
-    found = Counter(map(_centre, report.train_cases))
-    report.rows.append(("centres", ", ".join(f"{centre} ({n} cases)" for centre, n in sorted(found.items()))))
+    cases_per_centre = Counter(map(_centre, report.train_cases))
+    report.rows.append(("centres", ", ".join(f"{centre} ({n} cases)" for centre, n in sorted(cases_per_centre.items()))))
     return report
 
 

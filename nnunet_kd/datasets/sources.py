@@ -93,33 +93,33 @@ class SourceFiles:
         folder's or file's name. A file that is there as X and as X.gz counts once, uncompressed. Raises KDError if two
         files stand for the same, unless `twice`.
         """
-        expression, found = re.compile(rf"(?:.*/)?(?:{pattern})"), {}
+        expression, path_of_key = re.compile(rf"(?:.*/)?(?:{pattern})"), {}
         for name in sorted(self.paths, key=natural_key):
             match = expression.fullmatch(name)
             if match is None:
                 continue
             key, path = match.groups(), self.paths[name]
-            other = found.setdefault(key, path)
+            other = path_of_key.setdefault(key, path)
             if other != path and str(path).lower() != f"{other}.gz".lower() and not twice:
                 raise KDError(f"{self.root} holds the same file twice ({other} and {path}): give the folder of one copy only")
-        return dict(sorted(found.items(), key=lambda item: [natural_key(group or "") for group in item[0]]))
+        return dict(sorted(path_of_key.items(), key=lambda item: [natural_key(group or "") for group in item[0]]))
 
 
 def check_listed(
     source: str | Path,
-    found: Mapping[str, Collection[tuple]],
+    kinds: Mapping[str, Collection[tuple]],
     wanted: Mapping[tuple, str],
     of: str,
     expected: str,
     missing: list[str] | None = None,
 ) -> list[tuple]:
-    """The keys of `wanted` (key of `SourceFiles.find` -> how to name it) that are in each of `found` (what it is -> keys).
+    """The keys of `wanted` (key of `SourceFiles.find` -> how to name it) that are in each of `kinds` (what it is -> keys).
 
     missing: None if all have to be there; else a list (--allow-missing) to which the names of the others are added. Raises
     KDError if one is missing and may not be, or if none is left.
     """
-    lacking = {what: [name for key, name in wanted.items() if key not in keys] for what, keys in found.items()}
-    left = [key for key in wanted if all(key in keys for keys in found.values())]
+    lacking = {what: [name for key, name in wanted.items() if key not in keys] for what, keys in kinds.items()}
+    left = [key for key in wanted if all(key in keys for keys in kinds.values())]
     for what, names in lacking.items():
         if names and (missing is None or not left):
             raise KDError(
@@ -148,8 +148,8 @@ def check_pairs(
     if not images:
         raise KDError(f"{source} holds no {what}: expected {expected}")
     left = [key for key in images if key in labels]
-    for kind, there, other in ((label, labels, images), ("image", images, labels)):
-        alone = [other[key].name for key in other if key not in there]
+    for kind, partners, other in ((label, labels, images), ("image", images, labels)):
+        alone = [other[key].name for key in other if key not in partners]
         if alone and (missing is None or not left):
             raise KDError(
                 f"{source} lacks {len(alone)} {kind}s, the first for {alone[0]}: expected {expected}"
@@ -166,8 +166,8 @@ def natural_key(name: str) -> list:
 
 
 def _archives(folder: Path) -> list[Path]:
-    found = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
-    return [p for p in found if p.name.lower().endswith((*ARCHIVES, *OTHER_ARCHIVES))]
+    files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith(".")]
+    return [p for p in files if p.name.lower().endswith((*ARCHIVES, *OTHER_ARCHIVES))]
 
 
 def _stem(archive: Path) -> str:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from PIL import Image, UnidentifiedImageError
-from tqdm import tqdm
+from skimage.io import imread
 
 from nnunet_kd.datasets.contact_sheet import contact_sheet
 from nnunet_kd.datasets.fundus.field_of_view import doubt, fitted_circle
 from nnunet_kd.datasets.nnunet_format import missing_text, shortened
 from nnunet_kd.datasets.volumetric.volumes import elsewhere, label_counts, read_volume
-from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.dataset_json import channel_names
+from nnunet_kd.utils.errors import KDError, first_line
+from nnunet_kd.utils.progress import progress
 
 N_SHOWN = 6  # cases on the contact sheet, and names in a line of the text
 SHEET = "verify.png"
@@ -52,7 +53,7 @@ class _Case:
     spacing: tuple[float, ...] | None
     digest: str
     counts: dict[int | float, int]  # label value -> voxels; empty without a label
-    channels: int  # an RGB file holds three
+    channels: int  # in all its files
 
 
 def verify_dataset(folder: str | Path) -> Verification:
@@ -63,7 +64,7 @@ def verify_dataset(folder: str | Path) -> Verification:
     folder = Path(folder)
     description = _read_json(folder / "dataset.json", required=True)
     try:
-        ending, channels = description["file_ending"], len(description["channel_names"])
+        ending, channels = description["file_ending"], len(channel_names(description))
         allowed = {v for value in description["labels"].values() for v in (value if isinstance(value, list) else [value])}
         training = int(description["numTraining"])
     except (KeyError, TypeError, AttributeError, ValueError) as e:
@@ -71,37 +72,44 @@ def verify_dataset(folder: str | Path) -> Verification:
     if ending not in (".png", ".nii.gz", ".nii"):
         raise KDError(f"{folder} holds {ending} files: only .png, .nii.gz and .nii can be verified")
 
-    found, cases = Verification(folder.name), []
+    verification, cases = Verification(folder.name), []
     for tag in ("Tr", "Ts"):
-        cases += _read_part(folder, tag, ending, channels, found)
+        cases += _read_part(folder, tag, ending, channels, verification)
     parts = {tag: [c for c in cases if c.tag == tag] for tag in ("Tr", "Ts")}
     if len(parts["Tr"]) != training:
-        found.problems.append(f"dataset.json says {training} training cases, imagesTr holds {len(parts['Tr'])} readable ones")
-    _check_labels(cases, allowed, found)
-    _check_duplicates(cases, found)
+        verification.problems.append(
+            f"dataset.json says {training} training cases, imagesTr holds {len(parts['Tr'])} readable ones"
+        )
+    _check_labels(cases, allowed, verification)
+    _check_duplicates(cases, verification)
     conversion = _read_json(folder / "conversion.json")
-    _check_published(conversion, cases, found, description.get("missing_cases"))
-    _check_fields(folder, conversion, found)
+    _check_published(conversion, cases, verification, description.get("missing_cases"))
+    _check_fields(folder, conversion, verification)
 
     labelled = [c for c in cases if c.counts]
-    found.rows[:0] = [("cases", f"{len(parts['Tr'])} in imagesTr, {len(parts['Ts'])} in imagesTs, {len(labelled)} labelled")]
+    verification.rows[:0] = [
+        ("cases", f"{len(parts['Tr'])} in imagesTr, {len(parts['Ts'])} in imagesTs, {len(labelled)} labelled")
+    ]
     native = [tuple(e["native_size"][::-1]) for e in conversion.get("cases", {}).values() if "native_size" in e]
     if native:
-        found.rows.append(("native size", _ranges(native)))
-    found.rows.append(("written size", _ranges([c.size for c in cases])))
+        verification.rows.append(("native size", _ranges(native)))
+    verification.rows.append(("written size", _ranges([c.size for c in cases])))
     spacings = [c.spacing for c in cases if c.spacing]
     if spacings:
-        found.rows.append(("spacing (mm)", _ranges(spacings)))
-    found.rows.append(("label values", _label_shares(labelled)))
+        verification.rows.append(("spacing (mm)", _ranges(spacings)))
+    verification.rows.append(("label values", _label_shares(labelled)))
     if cases:
         filled = [part for part in parts.values() if part]
         spread = [
             p[i] for p in filled for i in np.unique(np.linspace(0, len(p) - 1, N_SHOWN // len(filled)).round().astype(int))
         ]
         shown = [(f"{c.name} ({c.tag})", *_files(folder, c.tag, c.name, ending)) for c in spread]
-        contact_sheet(shown).save(folder / SHEET)
-        found.rows.append(("contact sheet", str(folder / SHEET)))
-    return found
+        try:
+            contact_sheet(shown).save(folder / SHEET)
+            verification.rows.append(("contact sheet", str(folder / SHEET)))
+        except Exception as error:  # a picture is no reason to lose what was found
+            verification.notes.append(f"no contact sheet: {first_line(error)}")
+    return verification
 
 
 def _files(folder: Path, tag: str, name: str, ending: str) -> tuple[Path, Path]:
@@ -118,7 +126,7 @@ def _read_json(path: Path, required: bool = False) -> dict:
         return {}
 
 
-def _read_part(folder: Path, tag: str, ending: str, channels: int, found: Verification) -> list[_Case]:
+def _read_part(folder: Path, tag: str, ending: str, channels: int, verification: Verification) -> list[_Case]:
     """All cases of imagesTr or imagesTs; what is missing or unreadable becomes a problem."""
     names = {
         part: sorted(p.name.removesuffix(ending) for p in (folder / f"{part}{tag}").glob(f"*{ending}") if p.name[0] != ".")
@@ -126,108 +134,112 @@ def _read_part(folder: Path, tag: str, ending: str, channels: int, found: Verifi
     }
     wrong = [n for n in names["images"] if len(n) < 6 or n[-5] != "_" or not n[-4:].isdigit()]
     if wrong:
-        _add(found, f"images{tag}: names without a channel number", wrong)
+        _add(verification, f"images{tag}: names without a channel number", wrong)
     by_case: dict[str, list[str]] = {}
     for name in set(names["images"]) - set(wrong):
         by_case.setdefault(name[:-5], []).append(name[-4:])
-    gapless = {c: [f"{k:04d}" for k in range(len(numbers))] for c, numbers in by_case.items()}
-    incomplete = {c for c, numbers in by_case.items() if sorted(numbers) != gapless[c]}
-    if ending != ".png":  # how many colours a PNG file holds is seen when it is read
-        incomplete |= {c for c, numbers in by_case.items() if len(numbers) != channels}
-    _add(found, f"labels{tag}: labels without an image", sorted(set(names["labels"]) - set(by_case)))
+    # one file per channel, or several channels in a file, as nnU-Net counts them: a file missing at the end shows when read
+    unnumbered = {c for c, numbers in by_case.items() if sorted(numbers) != [f"{k:04d}" for k in range(len(numbers))]}
+    _add(verification, f"labels{tag}: labels without an image", sorted(set(names["labels"]) - set(by_case)))
     if tag == "Tr" or names["labels"]:
-        _add(found, f"images{tag}: images without a label", sorted(set(by_case) - set(names["labels"])))
+        _add(verification, f"images{tag}: images without a label", sorted(set(by_case) - set(names["labels"])))
     cases = []
-    for case in tqdm(sorted(set(by_case) - incomplete), desc=f"verify {tag}", unit="case", disable=None):
-        images = [folder / f"images{tag}" / f"{case}_{number}{ending}" for number in gapless[case]]
+    for case in progress(sorted(set(by_case) - unnumbered), f"verify {tag}", leave=True):
+        images = [folder / f"images{tag}" / f"{case}_{number}{ending}" for number in sorted(by_case[case])]
         label = folder / f"labels{tag}" / f"{case}{ending}" if case in names["labels"] else None
         try:
-            cases.append(_read_case(case, tag, images, label, found))
+            cases.append(_read_case(case, tag, images, label, verification))
         except KDError as e:
-            found.problems.append(str(e))
+            verification.problems.append(str(e))
     others = {c.name for c in cases if c.channels != channels}
-    _add(found, f"images{tag}: not exactly {channels} channel(s)", sorted(incomplete | others))
+    _add(verification, f"images{tag}: not exactly {channels} channel(s)", sorted(unnumbered | others))
     return cases
 
 
-def _read_case(name: str, tag: str, images: Sequence[Path], label: Path | None, found: Verification) -> _Case:
+def _read_case(name: str, tag: str, images: Sequence[Path], label: Path | None, verification: Verification) -> _Case:
     digest, first, channels = hashlib.sha256(), None, 0
     for path in images:
-        array, volume = _read(path)
-        first = first or (array, volume)
-        channels += array.shape[2] if volume is None and array.ndim == 3 else 1  # as nnU-Net's reader counts
+        array, volume, size, several = _read(path)
+        first, channels = first or (volume, size), channels + several
         digest.update(np.ascontiguousarray(array))
         if array.min() == array.max():
-            found.problems.append(f"{path} has the value {array.min()} everywhere")
-        if array.shape[:2] != first[0].shape[:2] or (volume is not None and elsewhere(volume, first[1])):
-            found.problems.append(f"{path} lies elsewhere than the first channel")
-    array, volume = first
-    size = volume.GetSize() if volume is not None else array.shape[1::-1]
+            verification.problems.append(f"{path} has the value {array.min()} everywhere")
+        if size != first[1] or (volume is not None and elsewhere(volume, first[0])):
+            verification.problems.append(f"{path} lies elsewhere than the first channel")
+    volume, size = first
     counts: dict = {}
     if label is not None:
-        marks, place = _read(label)
-        if marks.shape != array.shape[: marks.ndim] or (volume is not None and place.GetSize() != volume.GetSize()):
-            found.problems.append(f"{label} is {'x'.join(map(str, marks.shape[::-1]))}, its image {'x'.join(map(str, size))}")
+        marks, place, marked, several = _read(label)
+        if several != 1:
+            verification.problems.append(f"{label} holds {several} channels: a label map has one, of label values")
+        elif marked != size:
+            verification.problems.append(f"{label} is {'x'.join(map(str, marked))}, its image {'x'.join(map(str, size))}")
         elif volume is not None and (difference := elsewhere(place, volume)):
-            found.problems.append(f"{label} lies elsewhere than its image ({difference})")
-        counts = label_counts(marks)
+            verification.problems.append(f"{label} lies elsewhere than its image ({difference})")
+        counts = label_counts(marks) if several == 1 else {}
     spacing = volume.GetSpacing() if volume is not None else None
-    return _Case(name, tag, tuple(size), spacing, digest.hexdigest(), counts, channels)
+    return _Case(name, tag, size, spacing, digest.hexdigest(), counts, channels)
 
 
-def _read(path: Path) -> tuple[np.ndarray, SimpleITK.Image | None]:
-    """Array ((y, x[, colours]) or (z, y, x)), and the volume it belongs to."""
+def _read(path: Path) -> tuple[np.ndarray, SimpleITK.Image | None, tuple[int, ...], int]:
+    """All values, the volume they belong to, the size (x, y[, z]) and the number of channels, as nnU-Net's readers take them:
+    a picture has its colours last, a volume of four dimensions its channels."""
     if path.suffix == ".png":
         try:
-            with Image.open(path) as image:
-                return np.asarray(image), None
-        except (OSError, SyntaxError, UnidentifiedImageError) as e:
+            array = imread(path)
+        except (OSError, SyntaxError, ValueError) as e:
             raise KDError(f"cannot read {path} ({e})") from e
+        return array, None, array.shape[1::-1], array.shape[2] if array.ndim == 3 else 1
     volume = read_volume(path, "convert again")
-    return SimpleITK.GetArrayViewFromImage(volume), volume
+    array = SimpleITK.GetArrayViewFromImage(volume)
+    if volume.GetDimension() == 4:
+        return array, volume[:, :, :, 0], volume.GetSize()[:3], volume.GetSize()[3]
+    return array, volume, volume.GetSize(), 1
 
 
-def _check_labels(cases: Sequence[_Case], allowed: set, found: Verification) -> None:
+def _check_labels(cases: Sequence[_Case], allowed: set, verification: Verification) -> None:
     for case in cases:
         unknown = sorted(set(case.counts) - allowed)
         if unknown:
-            found.problems.append(
+            verification.problems.append(
                 f"label of {case.name} ({case.tag}) holds {unknown[:5]}, dataset.json knows {sorted(allowed)}"
             )
     empty = [c.name for c in cases if c.counts and not any(c.counts.get(v) for v in allowed if v)]
     if empty:
-        found.notes.append(f"{len(empty)} label(s) mark nothing: {_some(empty)}")
+        verification.notes.append(f"{len(empty)} label(s) mark nothing: {_some(empty)}")
     unscaled = [c.name for c in cases if c.spacing and np.allclose(c.spacing, 1)]
     if unscaled and len(unscaled) < len(cases):
-        found.notes.append(f"{len(unscaled)} case(s) have 1 mm spacing along all axes, others not: {_some(unscaled)}")
+        verification.notes.append(f"{len(unscaled)} case(s) have 1 mm spacing along all axes, others not: {_some(unscaled)}")
 
 
-def _check_duplicates(cases: Sequence[_Case], found: Verification) -> None:
+def _check_duplicates(cases: Sequence[_Case], verification: Verification) -> None:
     by_digest: dict[str, list[str]] = {}
     for case in cases:
         by_digest.setdefault(case.digest, []).append(f"{case.name} ({case.tag})")
     for same in by_digest.values():
         if len(same) > 1:
-            found.problems.append(f"{len(same)} images are the same: {_some(same)}")
+            verification.problems.append(f"{len(same)} images are the same: {_some(same)}")
 
 
-def _check_published(conversion: dict, cases: Sequence[_Case], found: Verification, missing: list[str] | None) -> None:
+def _check_published(conversion: dict, cases: Sequence[_Case], verification: Verification, missing: list[str] | None) -> None:
     """Against what the converter knows of the published set. missing: what --allow-missing left out, None without it."""
     published = conversion.get("published") or {}
     if missing:
-        found.warnings.append(missing_text(missing))
+        verification.warnings.append(missing_text(missing))
     if (n := published.get("cases")) and n != len(cases) + len(missing or ()):
-        (found.problems if missing is None else found.warnings).append(f"{n} cases are published, found {len(cases)}")
+        (verification.problems if missing is None else verification.warnings).append(
+            f"{n} cases are published, found {len(cases)}"
+        )
     if size := published.get("native_size"):
         others = [name for name, entry in conversion.get("cases", {}).items() if entry.get("native_size") != size]
         if others:
             wanted = "x".join(map(str, size[::-1]))
-            found.problems.append(
+            verification.problems.append(
                 f"{len(others)} image(s) were not {wanted} pixels, as published, before: {_some(others)}: a resized copy"
             )
 
 
-def _check_fields(folder: Path, conversion: dict, found: Verification) -> None:
+def _check_fields(folder: Path, conversion: dict, verification: Verification) -> None:
     """Whether the written fields of view of a set of fundus photographs are discs, and what the converter thought of them."""
     poor = {}
     for name, entry in conversion.get("cases", {}).items():
@@ -242,7 +254,7 @@ def _check_fields(folder: Path, conversion: dict, found: Verification) -> None:
             poor[name] = why
     if poor:
         first = next(iter(poor))
-        found.warnings.append(
+        verification.warnings.append(
             f"{len(poor)} field(s) of view look wrong (first {first}: {poor[first]}): {_some(list(poor))}; look at fovTr and "
             "fovTs, or convert with masks of your own (--fov-masks)"
         )
@@ -267,9 +279,9 @@ def _ranges(sizes: Sequence[tuple]) -> str:
     return " x ".join(low if low == high else f"{low}..{high}" for low, high in axes)
 
 
-def _add(found: Verification, what: str, names: Sequence[str]) -> None:
+def _add(verification: Verification, what: str, names: Sequence[str]) -> None:
     if names:
-        found.problems.append(f"{what}: {_some(names)}")
+        verification.problems.append(f"{what}: {_some(names)}")
 
 
 def _some(names: Sequence[str]) -> str:

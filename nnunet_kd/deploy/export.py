@@ -148,8 +148,8 @@ def _plans_name(name: str | None, training_name: str, trainer: str) -> str:
 def _distillation_terms(checkpoint: dict, plans: dict) -> list[str]:
     """What the training distilled, by its checkpoint. Empty for trainers that are not of this package."""
     name = checkpoint["trainer_name"]
-    found = (getattr(module, name, None) for module in (named_trainers, retired_trainers, trainers))
-    trainer = next((cls for cls in found if hasattr(cls, "preset")), None)
+    classes = (getattr(module, name, None) for module in (named_trainers, retired_trainers, trainers))
+    trainer = next((cls for cls in classes if hasattr(cls, "preset")), None)
     if trainer is None or SECTION not in plans:
         return []
     return config_of(checkpoint, plans, trainer)[0].distils
@@ -206,7 +206,7 @@ def _verify(folder: Path, folds: list[TrainedFold]) -> nn.Module:
             try:  # from the files: that they are read by nnU-Net itself is what is verified
                 predictor.initialize_from_trained_model_folder(str(folder), tuple(fold.fold for fold in folds), CHECKPOINT)
             except (RuntimeError, KeyError) as error:
-                raise _not_stock(folds[0].model, error) from error
+                raise _not_exportable(folds[0].model, error) from error
         known = [str(trainers_path()), *filter(None, [os.environ.get("nnUNet_extTrainer")])]
         with _environment(nnUNet_extTrainer=os.pathsep.join(known)):
             references = [fold.network() for fold in folds]
@@ -220,7 +220,7 @@ def _verify(folder: Path, folds: list[TrainedFold]) -> nn.Module:
             try:
                 exported.load_state_dict(weights)
             except (RuntimeError, KeyError) as error:
-                raise _not_stock(fold.model, error) from error
+                raise _not_exportable(fold.model, error) from error
             if not torch.equal(exported(x), reference(x)):
                 raise KDError(
                     f"the exported fold {fold.fold} of {fold.model.path} does not predict as it was trained: its trainer "
@@ -229,7 +229,7 @@ def _verify(folder: Path, folds: list[TrainedFold]) -> nn.Module:
     return exported
 
 
-def _not_stock(model: ModelFolder, error: Exception) -> KDError:
+def _not_exportable(model: ModelFolder, error: Exception) -> KDError:
     return KDError(
         f"{model.path} cannot be exported: its weights do not fit the network that stock nnU-Net builds from its plans "
         f"({first_line(error)}); only trainers that keep nnU-Net's own network can be exported"

@@ -18,12 +18,12 @@ from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
-from tqdm import tqdm
 
 from nnunet_kd.datasets.nnunet_format import read_fold
 from nnunet_kd.deploy.openvino_export import compile_cpu, temporary_name
 from nnunet_kd.nnunet_io.model_folder import ModelFolder
 from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.progress import progress
 
 if TYPE_CHECKING:
     import openvino
@@ -46,14 +46,14 @@ def fold_data(model: ModelFolder, fold: int | str, measure: bool = True) -> Fold
     Raises:
         KDError: they are not there, or (measure) the fold has no validation cases.
     """
-    wanted = "--int8 calibrates on the preprocessed training cases"
+    purpose = "--int8 calibrates on the preprocessed training cases"
     if not nnUNet_preprocessed.is_set():
-        raise KDError(f"{wanted}: export nnUNet_preprocessed=/path/to/nnUNet_preprocessed, or leave --int8 out")
+        raise KDError(f"{purpose}: export nnUNet_preprocessed=/path/to/nnUNet_preprocessed, or leave --int8 out")
     root = Path(str(nnUNet_preprocessed)) / model.plans["dataset_name"]
     config = PlansManager(model.plans).get_configuration(model.configuration)
     folder = root / config.data_identifier
     if not folder.is_dir() or not any(folder.iterdir()):
-        raise KDError(f"{wanted}, and {folder} does not exist: run nnUNetv2_preprocess, or leave --int8 out")
+        raise KDError(f"{purpose}, and {folder} does not exist: run nnUNetv2_preprocess, or leave --int8 out")
     cases = infer_dataset_class(str(folder))(str(folder))
     split = read_fold(root, fold) or {"train": sorted(cases.identifiers), "val": []}
     training, validation = split["train"], split["val"]
@@ -119,7 +119,7 @@ def measure_dice(
     manager = PlansManager(model.plans)
     config, labels = manager.get_configuration(model.configuration), manager.get_label_manager(model.dataset_json)
     foreground = labels.foreground_regions if labels.has_regions else labels.foreground_labels
-    found: dict[str, list[float]] = {name: [] for name in networks}
+    dice_of_network: dict[str, list[float]] = {name: [] for name in networks}
     predictors = {}
     for name, network in networks.items():
         predictor = nnUNetPredictor(
@@ -128,14 +128,14 @@ def measure_dice(
         wrapped = _AsModule(compile_cpu(network, precisions[name]))
         predictor.manual_initialization(wrapped, manager, config, None, model.dataset_json, "nnUNetTrainer", None)
         predictors[name] = predictor
-    for case in tqdm(data.validation, desc="Dice of int8"):
+    for case in progress(data.validation, "Dice of int8"):
         image, truth, _, _ = data.cases.load_case(case)
         image, truth = torch.from_numpy(np.array(image[:], np.float32)), np.array(truth[:])[0]
         for name, predictor in predictors.items():
             logits = predictor.predict_sliding_window_return_logits(image)
             prediction = np.asarray(labels.convert_logits_to_segmentation(logits))
-            found[name].append(_dice(truth, prediction, foreground, labels.ignore_label))
-    return {name: float(np.nanmean(values)) for name, values in found.items()}
+            dice_of_network[name].append(_dice(truth, prediction, foreground, labels.ignore_label))
+    return {name: float(np.nanmean(values)) for name, values in dice_of_network.items()}
 
 
 def _dice(truth: np.ndarray, prediction: np.ndarray, foreground: Sequence, ignore: int | None) -> float:
@@ -174,6 +174,6 @@ def _patches(data: FoldData, patch_size: Sequence[int], count: int, seed: int) -
             places = places[random.integers(len(places))]
             centre = places[random.integers(len(places))][1:]
             start = [int(np.clip(c - p // 2, 0, max(0, s - p))) for c, p, s in zip(centre, patch, size, strict=True)]
-        cut = np.array(image[(slice(None), *(slice(a, a + p) for a, p in zip(start, patch, strict=True)))], np.float32)
-        cut = np.pad(cut, [(0, 0), *((0, p - s) for p, s in zip(patch, cut.shape[1:], strict=True))])
-        yield cut.reshape(cut.shape[0], *patch_size)
+        patch_image = np.array(image[(slice(None), *(slice(a, a + p) for a, p in zip(start, patch, strict=True)))], np.float32)
+        patch_image = np.pad(patch_image, [(0, 0), *((0, p - s) for p, s in zip(patch, patch_image.shape[1:], strict=True))])
+        yield patch_image.reshape(patch_image.shape[0], *patch_size)

@@ -8,6 +8,8 @@ from pathlib import PurePath
 
 from nnunet_kd import __version__
 from nnunet_kd.config.run import SECTION
+from nnunet_kd.nnunet_io.configurations import resolved_configuration
+from nnunet_kd.utils.dataset_json import channel_names
 
 _CARD = """\
 # {folder}
@@ -81,14 +83,14 @@ def model_card(
         parameters: number of parameters. `size`: bytes of all checkpoint files.
         runner: the folder also holds ONNX files and the runner.
     """
-    settings = plans["configurations"][configuration]
+    settings = resolved_configuration(plans, configuration)
     licence = dataset_json.get("licence") or dataset_json.get("license")
     return _CARD.format(
         folder=folder,
         origin=_origin(training_plans.get(SECTION, {}).get("teacher"), trainer, terms, parameters),
         dataset=plans["dataset_name"],
         labels=", ".join(f"{label} {value}" for label, value in dataset_json["labels"].items()),
-        channels=", ".join(f"{index} {name}" for index, name in dataset_json["channel_names"].items()),
+        channels=", ".join(f"{index} {name}" for index, name in enumerate(channel_names(dataset_json))),
         trainer=trainer,
         plans=plans["plans_name"],
         training_plans=training_plans["plans_name"],

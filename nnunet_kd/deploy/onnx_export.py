@@ -145,9 +145,9 @@ def _compare(network: nn.Module, file: Path, channels: int, strides: Sequence[in
         x = _random(batch, channels, [s * f * (4 if s == 1 else 1) for s, f in zip(strides, factors, strict=False)])
         with torch.no_grad():
             expected = network(x)
-        found = torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0])
+        logits = torch.from_numpy(session.run([OUTPUT], {INPUT: x.numpy()})[0])
         largest = float(expected.abs().max())
-        difference = float((found - expected).abs().max()) if found.shape == expected.shape else float("inf")
+        difference = float((logits - expected).abs().max()) if logits.shape == expected.shape else float("inf")
         if not difference <= TOLERANCE * max(largest, 1e-6):
             raise KDError(
                 f"the ONNX file of {type(network).__name__} differs from torch by {difference:.2g} (largest logit "

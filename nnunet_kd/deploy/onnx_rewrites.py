@@ -46,12 +46,12 @@ def fold_rows(model: onnx.ModelProto, stride: int | None = None) -> int:
         return name
 
     for node in graph.node:
-        given = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         level = next((levels[name] for name in node.input if name in levels), 1)
-        step = given.get("strides", [1] * dims)[dims - 2] if node.op_type in (*_SHRINK, "ConvTranspose") else 1
+        step = attributes.get("strides", [1] * dims)[dims - 2] if node.op_type in (*_SHRINK, "ConvTranspose") else 1
         level = level // step if node.op_type == "ConvTranspose" else level * step
         levels |= dict.fromkeys(node.output, level)
-        rows = _rows(node, given, constants, dims) if node.op_type == "Conv" else 1
+        rows = _rows(node, attributes, constants, dims) if node.op_type == "Conv" else 1
         while rows > 1 and stride % (level * rows):
             rows //= 2
         if rows == 1:
@@ -80,7 +80,7 @@ def fold_rows(model: onnx.ModelProto, stride: int | None = None) -> int:
         ]  # (B, [z], y / rows, x, C, rows) -> (B, C, [z], y / rows, rows, x)
         nodes += [
             helper.make_node(
-                "Conv", inputs, [name + "c"], kernel_shape=[*kernel[:-2], rows + 2, 3], strides=steps, pads=given["pads"]
+                "Conv", inputs, [name + "c"], kernel_shape=[*kernel[:-2], rows + 2, 3], strides=steps, pads=attributes["pads"]
             ),
             helper.make_node("Transpose", [name + "c"], [name + "l"], perm=last),
             helper.make_node("Shape", [x], [name + "size"], start=2),
@@ -99,21 +99,21 @@ def fold_rows(model: onnx.ModelProto, stride: int | None = None) -> int:
 _SHRINK = ("Conv", "AveragePool", "MaxPool")
 
 
-def _rows(node: onnx.NodeProto, given: dict, constants: dict, dims: int) -> int:
+def _rows(node: onnx.NodeProto, attributes: dict, constants: dict, dims: int) -> int:
     """Rows that fill a vector, 1 if this convolution is not of the kind."""
     if any(name not in constants for name in node.input[1:]):
         return 1
     out, *_ = shape = constants[node.input[1]].dims
-    pads = list(given.get("pads", [0] * 2 * dims))
-    usual = (
+    pads = list(attributes.get("pads", [0] * 2 * dims))
+    plain_3x3 = (
         list(shape[-2:]) == [3, 3]
-        and set(given.get("strides", [1])) == set(given.get("dilations", [1])) == {1}
-        and given.get("group", 1) == 1
+        and set(attributes.get("strides", [1])) == set(attributes.get("dilations", [1])) == {1}
+        and attributes.get("group", 1) == 1
         and pads[dims - 2 : dims] == pads[-2:] == [1, 1]
         and pads[: dims - 2] == [k // 2 for k in shape[2:-2]] == pads[dims : 2 * dims - 2]
     )
     rows = 1
-    while usual and rows < _MOST and 2 * rows * out <= _LANES:
+    while plain_3x3 and rows < _MOST and 2 * rows * out <= _LANES:
         rows *= 2
     return rows
 
@@ -176,8 +176,8 @@ def split_narrow_norms(model: onnx.ModelProto, channels: int = _NARROW_NORM) -> 
 
 def _replace(graph: onnx.GraphProto, nodes: list) -> None:
     """Set the nodes, and drop initializers that none of them reads."""
-    read = {name for node in nodes for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in read]
+    used_names = {name for node in nodes for name in node.input}
+    kept = [tensor for tensor in graph.initializer if tensor.name in used_names]
     del graph.node[:], graph.initializer[:]
     graph.node.extend(nodes)
     graph.initializer.extend(kept)

@@ -34,7 +34,7 @@ def write_openvino(source: Path, file: Path, channels: int, strides: Sequence[in
     Raises:
         KDError: a package is missing, the ONNX file cannot be read, or the logits differ.
     """
-    _need("openvino", "onnx", "onnxruntime")
+    _require_packages("openvino", "onnx", "onnxruntime")
     import openvino
 
     model = openvino_model(Path(source), strides)
@@ -53,7 +53,7 @@ def openvino_model(source: Path | bytes, strides: Sequence[int] | None = None) -
     Args:
         strides: total stride per spatial axis; not needed if the file has fixed sizes.
     """
-    _need("openvino", "onnx")
+    _require_packages("openvino", "onnx")
     import onnx
     import openvino
 
@@ -89,9 +89,9 @@ def compare(compiled: openvino.CompiledModel, source: Path, channels: int, strid
     for batch, factors in ((1, (2, 3, 4)), (2, (5, 2, 3))):
         size = [s * f * (4 if s == 1 else 1) for s, f in zip(strides, factors, strict=False)]
         x = np.random.default_rng(0).standard_normal((batch, channels, *size)).astype(np.float32)
-        expected, found = session.run(None, {name: x})[0], compiled(x)[0]
+        expected, logits = session.run(None, {name: x})[0], compiled(x)[0]
         largest = max(float(np.abs(expected).max()), 1e-6)
-        difference = float(np.abs(found - expected).max()) / largest if found.shape == expected.shape else np.inf
+        difference = float(np.abs(logits - expected).max()) / largest if logits.shape == expected.shape else np.inf
         if not difference <= tolerance:
             raise KDError(
                 f"OpenVINO's logits of {source} differ from ONNX Runtime's by {difference:.2g} of the largest at {x.shape}: "
@@ -114,7 +114,7 @@ def temporary_name(file: Path) -> Iterator[Path]:
             temporary.with_suffix(suffix).unlink(missing_ok=True)
 
 
-def _need(*packages: str) -> None:
+def _require_packages(*packages: str) -> None:
     for package in packages:
         try:
             __import__(package)

@@ -15,6 +15,7 @@ from nnunet_kd.deploy.openvino_export import write_openvino
 from nnunet_kd.deploy.runner.model import FILE
 from nnunet_kd.deploy.runner_export import add_networks
 from nnunet_kd.nnunet_io.model_folder import ModelFolder
+from nnunet_kd.utils.dataset_json import channel_names
 from nnunet_kd.utils.tables import markdown_table
 
 _CARD = """
@@ -60,32 +61,32 @@ def add_openvino(folder: Path, name: str, options: OpenVINO, model: ModelFolder,
         KDError: see `write_openvino`, `fold_data`, `write_int8`.
     """
     config = PlansManager(model.plans).get_configuration(model.configuration).configuration
-    channels = len(model.dataset_json.get("channel_names", model.dataset_json.get("modality")))
+    channels = len(channel_names(model.dataset_json))
     for fold in folds:
         source = folder / f"fold_{fold}.onnx"
         write_openvino(source, folder / f"fold_{fold}.xml", channels, total_strides(config), options.half)
     add_networks(folder, "openvino", [f"fold_{fold}.xml" for fold in folds])
-    card, found = _CARD.format(folder=name), {}
+    card, dice_by_fold = _CARD.format(folder=name), {}
     if options.int8:
-        found = {fold: _quantise(folder, fold, options, model, config["patch_size"]) for fold in folds}
+        dice_by_fold = {fold: _quantise(folder, fold, options, model, config["patch_size"]) for fold in folds}
         add_networks(folder, "openvino_int8", [f"fold_{fold}_int8.xml" for fold in folds])
         content = json.loads((folder / FILE).read_text(encoding="utf-8"))
-        content["dice_of_precisions"] = found if options.measure else "not measured"
+        content["dice_of_precisions"] = dice_by_fold if options.measure else "not measured"
         (folder / FILE).write_text(json.dumps(content, indent=4), encoding="utf-8")
-        measured = _table(found) if options.measure else "What that costs in Dice was NOT measured."
+        measured = _table(dice_by_fold) if options.measure else "What that costs in Dice was NOT measured."
         card += _INT8.format(patches=PATCHES, measured=measured)
     with (folder / "MODEL_CARD.md").open("a", encoding="utf-8") as file:
         file.write(card)
-    return found if options.measure else {}
+    return dice_by_fold if options.measure else {}
 
 
 def measured_text(folder: Path) -> str:
     """What int8 costs, in a line per fold, from the model.json of an exported folder."""
-    found = json.loads((folder / FILE).read_text(encoding="utf-8"))["dice_of_precisions"]
-    if not isinstance(found, dict):
-        return f"int8: Dice {found}"
+    dice_by_fold = json.loads((folder / FILE).read_text(encoding="utf-8"))["dice_of_precisions"]
+    if not isinstance(dice_by_fold, dict):
+        return f"int8: Dice {dice_by_fold}"
     return "\n".join(
-        f"int8, fold {k}: Dice {d['int8']:.4f}, f32 has {d['f32']:.4f} ({d['cases']} cases)" for k, d in found.items()
+        f"int8, fold {k}: Dice {d['int8']:.4f}, f32 has {d['f32']:.4f} ({d['cases']} cases)" for k, d in dice_by_fold.items()
     )
 
 
@@ -105,10 +106,10 @@ def _quantise(folder: Path, fold: str, options: OpenVINO, model: ModelFolder, pa
     return {"cases": len(data.validation), **measure_dice(networks, data, model, hints)}
 
 
-def _table(found: dict) -> str:
-    names = [n for n in ("f32", "bf16", "int8") if n in next(iter(found.values()))]
+def _table(dice_by_fold: dict) -> str:
+    names = [n for n in ("f32", "bf16", "int8") if n in next(iter(dice_by_fold.values()))]
     rows = [["fold", "validation cases", *(f"Dice {n}" for n in names)]]
-    for fold, dice in found.items():
+    for fold, dice in dice_by_fold.items():
         each = [f"{dice[n]:.4f}" + (f" ({dice[n] - dice['f32']:+.4f})" if n != "f32" else "") for n in names]
         rows.append([fold, str(dice["cases"]), *each])
     return f"\nMean foreground Dice at the training's spacing, without mirroring:\n\n{markdown_table(rows)}"

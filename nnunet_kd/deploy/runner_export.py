@@ -18,6 +18,7 @@ from nnunet_kd.deploy import runner
 from nnunet_kd.deploy.onnx_export import total_strides, write_onnx
 from nnunet_kd.deploy.runner.images import READERS
 from nnunet_kd.deploy.runner.model import FILE, FORMAT_VERSION
+from nnunet_kd.utils.dataset_json import channel_names
 from nnunet_kd.utils.errors import NotSupported
 
 _NORMALIZATIONS = (
@@ -53,7 +54,6 @@ def model_json(
     manager = PlansManager(plans)
     settings = manager.get_configuration(configuration)
     labels = manager.get_label_manager(dataset_json)
-    channels = dataset_json.get("channel_names", dataset_json.get("modality"))
     _check(settings.previous_stage_name is None, f"{configuration} is the second stage of a cascade")
     _check(settings.preprocessor_name == "DefaultPreprocessor", f"the plans use the preprocessor {settings.preprocessor_name}")
     _check(plans["image_reader_writer"] in READERS, f"the plans use the reader {plans['image_reader_writer']}")
@@ -68,7 +68,7 @@ def model_json(
         "name": plans["plans_name"],
         "dataset": plans["dataset_name"],
         "configuration": configuration,
-        "channel_names": [channels[str(i)] for i in range(len(channels))],
+        "channel_names": channel_names(dataset_json),
         "reader": plans["image_reader_writer"],
         "file_ending": dataset_json["file_ending"],
         "transpose_forward": list(manager.transpose_forward),
@@ -137,16 +137,16 @@ def add_networks(folder: Path, kind: str, files: Sequence[str]) -> None:
 
 def _resampling(configuration: dict, what: str) -> dict:
     name = configuration[f"resampling_fn_{what}"]
-    given = configuration[f"resampling_fn_{what}_kwargs"]
+    arguments = configuration[f"resampling_fn_{what}_kwargs"]
     if name == "no_resampling_hack":
         return {"order": None, "force_separate_z": False, "anisotropy_threshold": 3, "keep_type": True}
     functions = {f.__name__: f for f in (resample_data_or_seg_to_shape, resample_torch_fornnunet)}
     _check(name in functions, f"the plans use the resampling {name}")
     defaults = {k: p.default for k, p in inspect.signature(functions[name]).parameters.items()}
-    settings = defaults | given
+    settings = defaults | arguments
     torch_own = name == "resample_torch_fornnunet"
-    usual = {"mode": "linear", "aniso_axis_mode": "nearest-exact"} if torch_own else {"order_z": 0}
-    for key, value in {"is_seg": False, **usual}.items():
+    required = {"mode": "linear", "aniso_axis_mode": "nearest-exact"} if torch_own else {"order_z": 0}
+    for key, value in {"is_seg": False, **required}.items():
         _check(settings[key] == value, f"the plans set {key} = {settings[key]} for the resampling {name}")
     return {
         "order": 1 if torch_own else int(settings["order"]),

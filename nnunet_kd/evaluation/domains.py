@@ -7,14 +7,15 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 
-from nnunet_kd.evaluation.images import PICTURES, VOLUMES, read_map
+from nnunet_kd.evaluation.images import PICTURES, VOLUMES, read_map, read_picture
 from nnunet_kd.evaluation.metrics.cases import CaseFiles, Measured, measure
 from nnunet_kd.evaluation.metrics.overlap import Region
+from nnunet_kd.nnunet_io.readers import reader_of
 from nnunet_kd.utils.errors import KDError
 
 __all__ = ["Domain", "evaluate_predictions", "measure_predictions", "parse_domain", "read_image", "read_label", "read_map"]
@@ -32,6 +33,21 @@ class Domain:
     fov: Path | None
     cases: list[str]
     file_ending: str
+
+    @cached_property
+    def reader(self) -> str:
+        """Name of the reader that nnU-Net takes for these files, "" if it has none. The first case decides."""
+        file = self.images.parent / "dataset.json"
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+            content = content if isinstance(content, dict) else {}
+        except (OSError, ValueError):
+            content = {}
+        example = self.images / f"{self.cases[0]}_0000{self.file_ending}"
+        try:
+            return reader_of(content | {"file_ending": self.file_ending}, example).__name__
+        except KDError:
+            return ""
 
 
 def parse_domain(spec: str, raw: Path, labelled: bool = True) -> Domain:
@@ -114,8 +130,12 @@ def measure_predictions(
 
 
 def read_image(domain: Domain, case: str, channel: int = 0) -> np.ndarray:
-    """One channel of a case's image: ``(H, W)``, ``(D, H, W)``, or ``(H, W, 3)`` for a colour picture."""
-    return read_map(domain.images / f"{case}_{channel:04d}{domain.file_ending}")[0]
+    """One image file of a case: ``(H, W)``, ``(D, H, W)``, ``(H, W, 3)`` for a colour picture, or ``(C, D, H, W)``.
+
+    Raises KDError if it is missing or unreadable.
+    """
+    file = domain.images / f"{case}_{channel:04d}{domain.file_ending}"
+    return read_picture(file) if domain.reader == "NaturalImage2DIO" else read_map(file)[0]
 
 
 def read_label(domain: Domain, case: str) -> np.ndarray:

@@ -18,6 +18,7 @@ from nnunet_kd.evaluation.domains import Domain, measure_predictions
 from nnunet_kd.evaluation.fsd.compare import RunsRequest, check_domains, compare_models, prepare_runs
 from nnunet_kd.evaluation.fsd.vector_files import save_vectors
 from nnunet_kd.evaluation.predict import check_images, check_readable, make_our_trainers_known, predict_domain, predictor_of
+from nnunet_kd.evaluation.report.report import write_measurements
 from nnunet_kd.networks.cost import count_flops, count_parameters
 from nnunet_kd.nnunet_io.checkpoints import logged_curves
 from nnunet_kd.nnunet_io.trained_fold import FINAL, OpenedFolds, TrainedFold
@@ -109,6 +110,7 @@ def evaluate(request: EvaluationRequest) -> dict:
         # an exported student carries no section either, so the role alone would take it for a stock teacher
         if entry["parameters"] < heaviest:
             entry["role"] = "student"
+    write_measurements(report, request.out)  # nothing of what follows may cost the hours of before
     if request.distances != "none":
         _add_distances(report, models, request, folds)
     report["seconds"] = time.time() - start
@@ -135,10 +137,10 @@ def _evaluate_model(opened: _Opened, request: EvaluationRequest, folds: OpenedFo
         }
         predictions, timed = {name: p.folder for name, p in done.items()}, list(done.values())
     elif model.cpu_seconds is None:
-        few = dataclasses.replace(domains[0], cases=domains[0].cases[:3])
+        first_cases = dataclasses.replace(domains[0], cases=domains[0].cases[:3])
         predictor = predictor_of([opened.network], request.device, open_fold=folds.open)
         with tempfile.TemporaryDirectory() as scratch:
-            timed = [predict_domain(predictor, few, Path(scratch), f"time of {model.name}")]
+            timed = [predict_domain(predictor, first_cases, Path(scratch), f"time of {model.name}")]
     entry = _describe(opened)
     # the first case pays for warming up; leave it out where there are others
     seconds = [s for p in timed for s in list(p.cpu_seconds.values())[1 if len(p.cpu_seconds) > 1 else 0 :]]

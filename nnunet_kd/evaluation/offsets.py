@@ -57,18 +57,18 @@ class CaseLogits:
         marked = list(self._layers(float(limits[0]), inside, inside_counted, limits))
         if counted is not None:
             truth = np.where(counted.transpose(self.transpose), truth, 0)  # background is in no label
-        found = {}
+        dice_by_label = {}
         for label in labels:
             members = [label] if isinstance(label, int | np.integer) else list(label)
-            there = int(np.isin(truth, members).sum())
+            annotated = int(np.isin(truth, members).sum())
             predicted, right = np.zeros(len(limits)), np.zeros(len(limits))
             for value, sign, bins, true_labels in marked:
                 if value in members:
                     predicted += sign * _above(bins, len(limits))
                     right += sign * _above(bins[np.isin(true_labels, members)], len(limits))
             with np.errstate(invalid="ignore"):
-                found[name_of(label)] = (2 * right / (predicted + there))[::-1]
-        return found
+                dice_by_label[name_of(label)] = (2 * right / (predicted + annotated))[::-1]
+        return dice_by_label
 
     def _layers(
         self, lowest: float, truth: np.ndarray, counted: np.ndarray | None, limits: np.ndarray
@@ -95,8 +95,8 @@ class CaseLogits:
         # a head's label stays where it is above 0 and no later head is
         covered = None
         for i in reversed(range(len(self.logits))):
-            own = self.logits[i].float()
-            reached = own if covered is None else torch.maximum(own, covered)
+            head_logits = self.logits[i].float()
+            reached = head_logits if covered is None else torch.maximum(head_logits, covered)
             yield self.class_order[i], 1, *layer(reached, (reached > lowest) & allowed)
             if covered is not None:
                 yield self.class_order[i], -1, *layer(covered, (covered > lowest) & allowed)

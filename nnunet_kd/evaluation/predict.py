@@ -14,19 +14,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.inference.export_prediction import export_prediction_from_logits
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from tqdm import tqdm
 
-from nnunet_kd.evaluation.domains import Domain, read_map
+from nnunet_kd.evaluation.domains import Domain, read_image, read_map
 from nnunet_kd.evaluation.offsets import CaseLogits
 from nnunet_kd.nnunet_io.cascade import first_stage_of
 from nnunet_kd.nnunet_io.model_folder import read_model_folder
+from nnunet_kd.nnunet_io.readers import reader_of
 from nnunet_kd.nnunet_io.trained_fold import FINAL, OpenFold, TrainedFold
+from nnunet_kd.utils.dataset_json import channel_names
 from nnunet_kd.utils.environment import trainers_path
-from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.errors import KDError, first_line
+from nnunet_kd.utils.progress import progress
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,9 @@ def check_images(domain: Domain, dataset_json: dict) -> None:
     ending = dataset_json["file_ending"]
     if ending != domain.file_ending:
         raise KDError(f"domain {domain.name} has {domain.file_ending} files, the model reads {ending}: convert the domain")
-    needed = len(dataset_json.get("channel_names", dataset_json.get("modality")))
+    needed = len(channel_names(dataset_json))
     files = image_files(domain, domain.cases[0])
-    channels = sum(map(_channels, files))
+    channels = _channels(files, reader_of(dataset_json, files[0])) if files else 0
     if channels != needed:
         raise KDError(
             f"domain {domain.name}: {domain.cases[0]} has {channels} channel(s) in {domain.images}, the model reads {needed}: "
@@ -142,15 +145,16 @@ def check_readable(domain: Domain, labelled: bool = True) -> None:
     Raises:
         KDError: a file cannot be read, or a label is not of its image's size.
     """
-    for case in domain.cases:
+    for case in progress(domain.cases, f"checking {domain.name}"):
         files = image_files(domain, case)
-        images = [read_map(file)[0] for file in files]
+        images = [read_image(domain, case, channel) for channel in range(len(files))]
         if not labelled:
             continue
         file = domain.labels / f"{case}{domain.file_ending}"
         label = read_map(file)[0]
         for source, image in zip(files, images, strict=True):
-            if image.shape[: label.ndim] != label.shape:
+            # several channels in one file come last in a picture, first in a volume
+            if label.shape not in (image.shape[: label.ndim], image.shape[-label.ndim :]):
                 sizes = ["x".join(map(str, shape)) for shape in (label.shape, image.shape)]
                 raise KDError(
                     f"{file} is {sizes[0]}, its image {source.name} {sizes[1]}: the files do not belong together, name the "
@@ -158,11 +162,17 @@ def check_readable(domain: Domain, labelled: bool = True) -> None:
                 )
 
 
-def _channels(file: Path) -> int:
-    if not file.name.endswith((".png", ".bmp", ".tif")):
-        return 1
-    picture = read_map(file)[0]
-    return picture.shape[-1] if picture.ndim == 3 else 1
+def _channels(files: list[Path], reader: type[BaseReaderWriter]) -> int:
+    """As nnU-Net counts them: a file may hold several."""
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            return len(reader().read_images([str(file) for file in files])[0])
+    except Exception as error:  # readers raise whatever they like
+        names = ", ".join(file.name for file in files)
+        raise KDError(
+            f"nnU-Net's {reader.__name__} cannot read {names} in {files[0].parent} ({first_line(error)}): the files are "
+            "damaged, or do not belong together"
+        ) from error
 
 
 def predict_domain(
@@ -185,7 +195,7 @@ def predict_domain(
     check_images(domain, predictor.dataset_json)
     out.mkdir(parents=True, exist_ok=True)
     seconds = {}
-    for case in tqdm(domain.cases, desc=label, unit="case", leave=False, disable=None):
+    for case in progress(domain.cases, label):
         files = [str(f) for f in image_files(domain, case)]
         start = time.process_time()
         previous, logits = None, None

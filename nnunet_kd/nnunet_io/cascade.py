@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from nnunet_kd.nnunet_io.configurations import resolved_configuration
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, read_model_folder, resolve_folder
 from nnunet_kd.utils.errors import KDError
 
@@ -30,8 +31,8 @@ def check_predictions(folder: str | Path, cases: Iterable[str]) -> None:
         KDError: cases are missing; names the command that predicts them.
     """
     folder, cases = Path(folder), sorted(set(cases))
-    have = {file.stem for file in folder.glob("*")}
-    missing = [case for case in cases if case not in have]
+    predicted = {file.stem for file in folder.glob("*")}
+    missing = [case for case in cases if case not in predicted]
     if not missing:
         return
     model = folder.parents[1]
@@ -61,7 +62,7 @@ def find_previous_stage(stage: str, given: str | Path | None, teacher: ModelFold
     if given is None and teacher is not None and len(teacher.path.name.split("__")) == 3:
         trainer, plans, configuration = teacher.path.name.split("__")
         beside = teacher.path.with_name(f"{trainer}__{plans}__{stage}")
-        if teacher.plans["configurations"][configuration].get("previous_stage") == stage and beside.is_dir():
+        if resolved_configuration(teacher.plans, configuration).get("previous_stage") == stage and beside.is_dir():
             given = beside
     if given is None:
         raise KDError(

@@ -37,12 +37,24 @@ def configurations_of(plans: dict, configuration: str, preprocessed: Path | None
 
 def flat_configuration(plans: dict, configuration: str) -> dict:
     """The configuration with its inheritance resolved, so that a changed architecture replaces nothing by accident."""
-    have = plans["configurations"]
-    if configuration not in have:
+    configurations = plans["configurations"]
+    if configuration not in configurations:
         raise KDError(
             f"configuration {configuration} is not in plans {plans['plans_name']} of {plans['dataset_name']}: use one of "
-            f"{', '.join(have)}"
+            f"{', '.join(configurations)}"
         )
+    return resolved_configuration(plans, configuration)
+
+
+def resolved_configuration(plans: dict, configuration: str) -> dict:
+    """One configuration as nnU-Net reads it, whatever the age of the plans: the only safe way to a key of it.
+
+    A configuration may leave keys to the one that it inherits from; plans of before nnU-Net 2.5 have no "architecture", which
+    nnU-Net puts together from UNet_class_name and its like. A copy, without "inherits_from".
+
+    Args:
+        plans: content of a plans file that has the configuration; left as it is.
+    """
     config = deepcopy(PlansManager(deepcopy(plans)).get_configuration(configuration).configuration)
     config.pop("inherits_from", None)
     return config
@@ -63,12 +75,14 @@ def set_patch_size(config: dict, patch_size: list[int]) -> None:
     """Set the patch size, and stages, strides and kernels by nnU-Net's own rule for it."""
     if len(patch_size) != len(config["patch_size"]):
         raise KDError(f"--patch-size needs {len(config['patch_size'])} numbers for this configuration, got {patch_size}")
-    if min(patch_size) < 8:
-        raise KDError(f"--patch-size {patch_size} is too small: every axis needs at least 8 pixels")
+    if min(patch_size) < 1:
+        raise KDError(f"--patch-size {patch_size} is too small: every axis needs at least 1 pixel")
     kwargs = config["architecture"]["arch_kwargs"]
     # nnU-Net's rule: halve an axis while 4 pixels remain at the bottleneck
     _, strides, kernels, fitted, _ = get_pool_and_conv_props(config["spacing"], patch_size, 4, 999999)
     stages = len(strides)
+    if stages < 2:  # one thin axis is fine: nnU-Net itself plans 4 x 40 x 48 for thin volumes
+        raise KDError(f"--patch-size {patch_size} is too small to be halved along any axis: give 16 pixels along one of them")
     old = features_of(config)
     base, top = old[0], max(old)
     config["patch_size"] = [int(p) for p in fitted]

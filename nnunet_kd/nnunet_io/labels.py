@@ -50,12 +50,12 @@ class Annotations:
             bits = torch.tensor([1 << i for i in range(self.heads)], device=target.device)
             code = (target[:, : self.heads].long() * bits.view(1, -1, *[1] * (target.ndim - 2))).sum(1)
             codes = torch.tensor(self._codes, device=target.device)
-            found = torch.searchsorted(codes, code).clamp(max=len(codes) - 1)
+            class_numbers = torch.searchsorted(codes, code).clamp(max=len(codes) - 1)
             # augmentation interpolates regions one by one, so that combinations no label has turn up at borders
-            found = torch.where(codes[found] == code, found, -1)
+            class_numbers = torch.where(codes[class_numbers] == code, class_numbers, -1)
         else:
-            found = target[:, 0].long()
+            class_numbers = target[:, 0].long()
             # the ignore label, and whatever else is not a class
-            found = torch.where((found >= 0) & (found < self.heads), found, -1)
+            class_numbers = torch.where((class_numbers >= 0) & (class_numbers < self.heads), class_numbers, -1)
         mask = self.mask(target)
-        return found if mask is None else torch.where(mask[:, 0], found, -1)
+        return class_numbers if mask is None else torch.where(mask[:, 0], class_numbers, -1)

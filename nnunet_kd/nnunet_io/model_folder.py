@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_results
@@ -20,6 +21,7 @@ from torch import nn
 from nnunet_kd.config.recipe import RETIRED
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.nnunet_io.trust import check_architectures
+from nnunet_kd.utils.dataset_json import channel_names
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError, first_line
 
@@ -56,7 +58,7 @@ class ModelFolder:
         return self.path / f"fold_{fold}" / name
 
     def trained_folds(self, name: str = "checkpoint_final.pth") -> list[str]:
-        return sorted(p.parent.name[len("fold_") :] for p in self.path.glob(f"fold_*/{name}"))
+        return sorted(p.parent.name[len("fold_") :] for p in self.path.glob(f"fold_*/{escape(name)}"))
 
 
 def resolve_folder(folder: str | Path) -> Path:
@@ -91,11 +93,13 @@ def read_descriptions(folder: str | Path) -> tuple[Path, dict, dict]:
     """A model folder's path, plans and dataset.json, checked as `read_model_folder` says."""
     path = model_path(folder)
     if not path.is_dir():
-        raise KDError(f"model folder {path} does not exist: pass nnU-Net's folder TRAINER__PLANS__CONFIGURATION")
+        raise _not_found(path)
     plans = _read_object(path / "plans.json", {"dataset_name": str, "plans_name": str, "configurations": dict})
     dataset_json = _read_object(path / "dataset.json", {"labels": dict, "file_ending": str})
-    if not isinstance(dataset_json.get("channel_names", dataset_json.get("modality")), dict):
-        raise KDError(f"{path / 'dataset.json'} names no input channels (channel_names): restore the file")
+    try:
+        channel_names(dataset_json)
+    except KeyError:
+        raise KDError(f"{path / 'dataset.json'} names no input channels (channel_names): restore the file") from None
     check_architectures(plans, path / "plans.json")
     return path, plans, dataset_json
 
@@ -116,6 +120,23 @@ def configuration_of(path: Path, plans: dict, checkpoints: Iterable[dict]) -> st
     raise KDError(
         f"{path} is not named TRAINER__PLANS__CONFIGURATION and holds no checkpoint that tells its configuration: "
         f"name it so that it ends in __CONFIGURATION (one of {', '.join(plans['configurations'])})"
+    )
+
+
+def _not_found(path: Path) -> KDError:
+    """What to say of a folder that is not there: where it was looked for, by `resolve_folder`'s rule."""
+    here = Path.cwd()
+    if not path.is_relative_to(here):
+        return KDError(f"model folder {path} does not exist: pass nnU-Net's folder TRAINER__PLANS__CONFIGURATION")
+    name = path.relative_to(here)
+    if nnUNet_results.is_set():
+        return KDError(
+            f"model folder {name} does not exist: neither in nnUNet_results ({nnUNet_results}) nor in the current directory "
+            f"({here}); pass nnU-Net's folder TRAINER__PLANS__CONFIGURATION of a training"
+        )
+    return KDError(
+        f"model folder {name} does not exist in the current directory ({here}), and the environment variable nnUNet_results, "
+        "where it is looked for first, is not set: export nnUNet_results=/path/to/nnUNet_results, or pass the whole path"
     )
 
 

@@ -15,6 +15,7 @@ from nnunet_kd.networks.stages import StageTable, stage_table
 from nnunet_kd.networks.teacher import FrozenTeacher, TeacherEnsemble
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network, model_path
 from nnunet_kd.nnunet_io.trained_fold import OpenFold, TrainedFold
+from nnunet_kd.utils.dataset_json import channel_names
 from nnunet_kd.utils.errors import KDError, NotSupported, first_line
 
 
@@ -128,11 +129,16 @@ def check_compatible(
             f"{where} was trained on {model.plans['dataset_name']}, the student's plans are of "
             f"{student_plans['dataset_name']}: plan the student from a teacher of its own dataset"
         )
-    for key, what in (("labels", "labels"), ("regions_class_order", "regions"), ("channel_names", "input channels")):
-        if model.dataset_json.get(key) != dataset_json.get(key):
+    for what, read in (
+        ("labels", lambda content: content["labels"]),
+        ("regions", lambda content: content.get("regions_class_order")),
+        ("input channels", channel_names),
+    ):
+        theirs, ours = read(model.dataset_json), read(dataset_json)
+        if theirs != ours:
             raise KDError(
-                f"{where} has {what} {model.dataset_json.get(key)}, the student's dataset.json has {dataset_json.get(key)}: "
-                "train teacher and student on the same dataset.json"
+                f"{where} has {what} {theirs}, the student's dataset.json has {ours}: train teacher and student on the same "
+                "dataset.json"
             )
     if model.configuration != settings.configuration:
         raise KDError(

@@ -6,6 +6,7 @@ import contextlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -118,9 +119,9 @@ class OpenedFolds:
 def _read(path: Path, fold: int | str, name: str) -> dict[str, Any]:
     file = path / f"fold_{fold}" / name
     if not file.is_file():
-        have = ", ".join(sorted(p.parent.name.removeprefix("fold_") for p in path.glob(f"fold_*/{name}"))) or "none"
+        folds = ", ".join(sorted(p.parent.name.removeprefix("fold_") for p in path.glob(f"fold_*/{escape(name)}"))) or "none"
         raise KDError(
-            f"no checkpoint at {file} (folds with a {name}: {have}): train fold {fold} of that model first, or name another "
+            f"no checkpoint at {file} (folds with a {name}: {folds}): train fold {fold} of that model first, or name another "
             f'fold or checkpoint file (of a teacher: "{SECTION}.teacher.fold")'
         )
     return {key: value for key, value in load_checkpoint(file).items() if key not in _UNREAD}

@@ -7,7 +7,9 @@ file, so that "nonlin": "os.system" with "nonlin_kwargs": {"command": ...} would
 
 from __future__ import annotations
 
+import importlib
 import os
+import pkgutil
 import pydoc
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from nnunet_kd.utils.errors import KDError
 
 VARIABLE = "nnUNet_kd_trust"
 _PACKAGES = ("torch.nn.", "dynamic_network_architectures.")  # where the classes of nnU-Net's planners lie
+_MOVED = "dynamic_network_architectures.architectures."  # nnU-Net looks for a class of this package wherever it lies in it
 
 
 def trusted(path: str | Path) -> bool:
@@ -65,8 +68,19 @@ def _is_network_class(name: object) -> bool:
     if not isinstance(name, str) or not name.startswith(_PACKAGES):
         return False
     try:
-        named = pydoc.locate(name)
+        named = [pydoc.locate(name)]
     except pydoc.ErrorDuringImport:
         return False
+    if named == [None] and name.startswith(_MOVED):
+        named = _architectures_named(name.rsplit(".", 1)[-1])
     # torch.nn.functional.torch.os.system begins with torch.nn, too
-    return isinstance(named, type) and issubclass(named, nn.Module) and named.__module__.startswith(_PACKAGES)
+    classes = [n for n in named if isinstance(n, type) and issubclass(n, nn.Module) and n.__module__.startswith(_PACKAGES)]
+    return bool(named) and classes == named
+
+
+def _architectures_named(class_name: str) -> list[object]:
+    """What nnU-Net may build where plans name a module that is not there, as its own of older plans do (residual_unet)."""
+    from dynamic_network_architectures import architectures
+
+    modules = [importlib.import_module(m.name) for m in pkgutil.walk_packages(architectures.__path__, _MOVED)]
+    return [getattr(m, class_name) for m in modules if hasattr(m, class_name)]

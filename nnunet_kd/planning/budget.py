@@ -14,10 +14,9 @@ from dataclasses import dataclass, field
 from itertools import product
 
 import torch
-from tqdm import tqdm
 
 from nnunet_kd.networks.cost import count_flops, count_parameters, input_channels
-from nnunet_kd.nnunet_io.configurations import features_of, set_convs, set_features
+from nnunet_kd.nnunet_io.configurations import features_of, resolved_configuration, set_convs, set_features
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network
 from nnunet_kd.planning.latency import installed_backends, measure_in_turn
 from nnunet_kd.planning.pareto import pareto_front
@@ -25,6 +24,7 @@ from nnunet_kd.planning.plans import preprocessed_folder, read_student_base
 from nnunet_kd.planning.requests import StudentRequest
 from nnunet_kd.utils.environment import available_cpus
 from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.progress import progress
 
 WIDTHS = [2 ** (-4 + i / 3) for i in range(12)]  # factors on the teacher's features: 1/16 to 0.79
 _MULTIPLE = 4  # of every stage's features: CPUs compute 4 to 16 channels at once, an odd one costs as much as all of them
@@ -112,20 +112,20 @@ def propose(request: StudentRequest, budget: Budget, threads: int | None = None)
     base = read_student_base(request, preprocessed_folder(request.dataset))
     model, plans, configuration = base.teacher, base.plans, request.configuration
     start = base.configurations[configuration]
-    teacher_config = model.plans["configurations"][model.configuration]
+    teacher_config = resolved_configuration(model.plans, model.configuration)
 
     def cost(name: str, plans: dict, convs: int | None, config: dict, trainer: str = "nnUNetTrainer") -> Candidate:
         counted = _model(model, plans, configuration, config)
         return Candidate(name, features_of(config), convs, *_count(counted, trainer), config)
 
-    big = cost("teacher", model.plans, None, teacher_config, model.trainer) if "architecture" in teacher_config else None
-    if big is None or model.configuration != configuration:
+    if model.configuration != configuration:
         raise KDError(
-            f"--max-params, --max-flops, --max-latency and --list need a teacher of configuration {configuration} "
-            f"with its own architecture, {model.path} has none: use --width or --features"
+            f"--max-params, --max-flops, --max-latency and --list need a teacher of configuration {configuration}, "
+            f"{model.path} is a {model.configuration} model: use --width or --features"
         )
+    big = cost("teacher", model.plans, None, teacher_config, model.trainer)
     grid = _grid(start, request.depth, request.convs)
-    candidates = [cost(name, plans, n, config) for name, n, config in tqdm(grid, desc="counting")]
+    candidates = [cost(name, plans, n, config) for name, n, config in progress(grid, "counting", unit="student")]
     front = pareto_front(candidates, lambda c: c.parameters, lambda c: c.flops)
     front = [c for c in front if c.parameters < big.parameters]
     if not front:
@@ -165,11 +165,11 @@ def _grid(config: dict, depth: int | None, convs: int | None) -> list[tuple[str,
     """(name, convs, configuration) of all candidates, none twice."""
     wide = features_of(config)
     kwargs = config["architecture"]["arch_kwargs"]
-    usual = max(kwargs.get("n_blocks_per_stage") or kwargs["n_conv_per_stage"])
+    largest_n_convs = max(kwargs.get("n_blocks_per_stage") or kwargs["n_conv_per_stage"])
     if depth is not None and not 2 <= depth <= len(wide):
         raise KDError(f"--depth {depth} must lie in 2 to {len(wide)}, the stages of the plans it starts from")
     depths = [depth] if depth else range(max(min(3, len(wide)), len(wide) - 1), len(wide) + 1)
-    counts = [convs] if convs is not None else [None, 1] if usual > 1 else [None]
+    counts = [convs] if convs is not None else [None, 1] if largest_n_convs > 1 else [None]
     candidates = {}
     for stages, n, width in product(depths, counts, WIDTHS):
         one = deepcopy(config)

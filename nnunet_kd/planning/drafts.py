@@ -17,7 +17,14 @@ from torch import nn
 from nnunet_kd.config.run import SECTION, Schedule, read_config, to_dict
 from nnunet_kd.networks.cost import count_parameters
 from nnunet_kd.nnunet_io.cascade import find_previous_stage
-from nnunet_kd.nnunet_io.configurations import configurations_of, features_of, set_convs, set_features, set_patch_size
+from nnunet_kd.nnunet_io.configurations import (
+    configurations_of,
+    features_of,
+    resolved_configuration,
+    set_convs,
+    set_features,
+    set_patch_size,
+)
 from nnunet_kd.nnunet_io.model_folder import ModelFolder, build_network
 from nnunet_kd.nnunet_io.teacher_folder import check_compatible, check_patch_size, describe_teacher
 from nnunet_kd.planning.learning_rate import student_learning_rate
@@ -66,8 +73,8 @@ def make_schedule(
     initial_lr: float | None = None,
 ) -> Schedule:
     """A schedule of about ``iterations`` training steps, by default in epochs of about 50 steps (nnU-Net: 1000 x 250)."""
-    given = {"cpu_precision": cpu_precision, "initial_lr": initial_lr}
-    base = replace(base or Schedule(), **{k: v for k, v in given.items() if v is not None})
+    overrides = {"cpu_precision": cpu_precision, "initial_lr": initial_lr}
+    base = replace(base or Schedule(), **{k: v for k, v in overrides.items() if v is not None})
     if iterations is None:
         return base if epochs is None else replace(base, epochs=epochs)
     if iterations < 1 or (epochs is not None and epochs < 1):
@@ -130,7 +137,8 @@ def student_base(
     """
     plans = deepcopy(teacher.plans if plans is None else plans)
     # the second stage of a cascade may learn from a teacher that reads images alone
-    if teacher.configuration != configuration and "previous_stage" not in plans["configurations"].get(configuration, {}):
+    second = configuration in plans["configurations"] and "previous_stage" in resolved_configuration(plans, configuration)
+    if teacher.configuration != configuration and not second:
         raise KDError(
             f"teacher {teacher.path} is a {teacher.configuration} model, -c says {configuration}: pass -c "
             f"{teacher.configuration} (for a cascade's second stage, --base-plans PLANS with plans that have it)"

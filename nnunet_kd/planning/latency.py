@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
+
+from nnunet_kd.utils.progress import progress
 
 BACKENDS = ("torch", "onnxruntime", "openvino")
 _SLOW = 1.5  # seconds a forward; what is slower runs in torch alone, and once
@@ -52,41 +53,32 @@ def measure_in_turn(
     backends = list(backends or installed_backends())
     x = np.random.default_rng(0).standard_normal((1, channels, *patch_size)).astype(np.float32)
     jobs: dict[tuple[str, str], Callable[[], object]] = {}
-    found: dict[str, dict[str, float]] = {name: {} for name in networks}
-    with (
-        torch_threads(threads),
-        torch.inference_mode(),
-        tqdm(total=len(networks) * len(backends), desc="preparing", disable=len(networks) == 1) as bar,
-    ):
-        for name, network in networks.items():
+    measured: dict[str, dict[str, float]] = {name: {} for name in networks}
+    shown = progress if len(networks) > 1 else lambda items, *_: items  # a search by bisection measures many, one at a time
+    with torch_threads(threads), torch.inference_mode():
+        for name, network in shown(networks.items(), "preparing", len(networks), "network"):
             forward = torch_forward(network, x)
             forward()  # what torch loads and keeps at its first call is none of the network's
             memory, seconds = peak_memory(forward)
             if memory is not None:
-                found[name]["memory"] = memory + sum(p.numel() * p.element_size() for p in network.parameters()) / 1e6
+                measured[name]["memory"] = memory + sum(p.numel() * p.element_size() for p in network.parameters()) / 1e6
             if "torch" in backends or seconds > _SLOW:
                 jobs[name, "torch"] = forward
             others = [b for b in backends if b != "torch"] if seconds <= _SLOW else []
             content = onnx_bytes(network, x) if others else b""
             for backend in others:
                 jobs[name, backend] = OPEN[backend](content, x, threads)
-            bar.update(len(backends))
     spent: dict[tuple[str, str], list[float]] = {job: [] for job in jobs}
-    with (
-        torch_threads(threads),
-        torch.inference_mode(),
-        tqdm(total=rounds + 1, desc="measuring", disable=len(networks) == 1) as bar,
-    ):
-        for i in range(rounds + 1):  # the first is a warm-up
+    with torch_threads(threads), torch.inference_mode():
+        for i in shown(range(rounds + 1), "measuring", rounds + 1, "round"):  # the first is a warm-up
             for job, run in jobs.items():
                 if i < 2 or min(spent[job]) < _SLOW:
                     start = time.perf_counter()
                     run()
                     spent[job].append(time.perf_counter() - start)
-            bar.update()
     for (name, backend), seconds in spent.items():
-        found[name][backend] = 1e3 * statistics.median(seconds[1:])
-    return found
+        measured[name][backend] = 1e3 * statistics.median(seconds[1:])
+    return measured
 
 
 @contextmanager

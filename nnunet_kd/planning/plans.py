@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from nnunetv2.paths import nnUNet_preprocessed, nnUNet_results
@@ -122,7 +123,7 @@ def _write(folder: Path, draft: Draft, overwrite: bool) -> Planned:
     plans, name = draft.plans, draft.plans["plans_name"]
     file = folder / f"{name}.json"
     if file.exists() and not overwrite:
-        trained = sorted(Path(str(nnUNet_results)).glob(f"{folder.name}/*__{name}__*"))
+        trained = sorted(Path(str(nnUNet_results)).glob(f"{escape(folder.name)}/*__{escape(name)}__*"))
         if trained and json.loads(file.read_text(encoding="utf-8")) != plans:
             raise KDError(
                 f"{file} exists with other settings and {trained[0].name} was trained with it: pass --name to keep both, or "

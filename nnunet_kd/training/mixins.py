@@ -23,11 +23,11 @@ def check_order(trainer: type, ours: type, nnunet: type) -> None:
     for place, variant in enumerate(order):
         if issubclass(variant, ours):
             continue
-        for own in (c for c in order[place + 1 :] if issubclass(c, ours)):
-            hidden = sorted(n for n in vars(variant).keys() & vars(own).keys() if not n.startswith("__"))
+        for our_class in (c for c in order[place + 1 :] if issubclass(c, ours)):
+            hidden = sorted(n for n in vars(variant).keys() & vars(our_class).keys() if not n.startswith("__"))
             if hidden:
                 first = next(c for c in order if issubclass(c, ours)).__name__
                 raise KDError(
                     f"{trainer.__name__} names {variant.__name__} before {first}, so that its {hidden[0]} hides "
-                    f"{own.__name__}'s: write class {trainer.__name__}({first}, {variant.__name__})"
+                    f"{our_class.__name__}'s: write class {trainer.__name__}({first}, {variant.__name__})"
                 )

@@ -31,6 +31,7 @@ from nnunet_kd.nnunet_io.checkpoints import (
 )
 from nnunet_kd.training.loader_workers import end_with_parent
 from nnunet_kd.training.mixins import check_order
+from nnunet_kd.training.unfinished import forget_training, stopped
 from nnunet_kd.utils.bfloat16 import bfloat16_warning
 from nnunet_kd.utils.distributed import of_all_ranks, world_size
 from nnunet_kd.utils.environment import require_environment
@@ -59,8 +60,8 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
         check_order(type(self), nnUNetTrainerScheduled, nnUNetTrainer)
         self.kd, self._misfit = self._settings(plans, configuration, fold)
         if configuration not in plans["configurations"]:
-            have = ", ".join(plans["configurations"])
-            raise KDError(f'plans "{plans["plans_name"]}" have no configuration {configuration}, only {have}: pass {have}')
+            names = ", ".join(plans["configurations"])
+            raise KDError(f'plans "{plans["plans_name"]}" have no configuration {configuration}, only {names}: pass {names}')
         require_environment("nnUNet_preprocessed", "nnUNet_results")
         try:
             super().__init__(plans, configuration, fold, dataset_json, device)
@@ -178,11 +179,13 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
 
     def on_validation_epoch_end(self, val_outputs: list[dict]) -> None:
         finite = [float(o["loss"]) for o in val_outputs if np.isfinite(o["loss"])]
-        bad = len(val_outputs) - len(finite)
-        if bad and finite:
+        n_not_finite = len(val_outputs) - len(finite)
+        if n_not_finite and finite:
             mean = np.asarray(np.mean(finite))  # in their place: in DDP every rank reports equally many
             val_outputs = [o if np.isfinite(o["loss"]) else {**o, "loss": mean} for o in val_outputs]
-            self.print_to_log_file(f"WARNING: {bad} validation batches with NaN or Inf in their loss, left out of val_loss")
+            self.print_to_log_file(
+                f"WARNING: {n_not_finite} validation batches with NaN or Inf in their loss, left out of val_loss"
+            )
         super().on_validation_epoch_end(val_outputs)
 
     def validation_step(self, batch: dict) -> dict:
@@ -201,13 +204,28 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
             self.network.to(memory_format=torch.channels_last)
 
     def run_training(self) -> None:
-        """nnU-Net's training. A disk that is full is one line, also where nnU-Net writes logs and pictures itself."""
+        """nnU-Net's training.
+
+        A disk that is full is one line, also where nnU-Net writes logs and pictures itself. So is Ctrl-C. A mistake found
+        before the first epoch, a missing teacher say, leaves no folder behind that looks like a training.
+        """
         try:
             super().run_training()
+        except KDError:
+            if not self._begun:
+                forget_training(Path(self.output_folder), Path(self.log_file))
+            raise
+        except KeyboardInterrupt:
+            raise stopped(Path(self.output_folder), self.current_epoch) from None
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise cannot_write(error.filename or self.output_folder, error) from error
+
+    @property
+    def _begun(self) -> bool:
+        """Whether an epoch has begun, now or in the training that is continued."""
+        return bool(self.logger.local_logger.my_fantastic_logging["epoch_start_timestamps"])
 
     def on_train_start(self) -> None:
         if not self.was_initialized:
@@ -291,9 +309,9 @@ class nnUNetTrainerScheduled(nnUNetTrainer):
         return {"random": random_state()}
 
     def _load_extra_state(self, state: dict) -> None:
-        self._resume_random_state = self._own(state).get("random")
+        self._resume_random_state = self._state_of_rank(state).get("random")
 
-    def _own(self, state: dict) -> dict:
+    def _state_of_rank(self, state: dict) -> dict:
         """This rank's part of a checkpoint; empty if another number of ranks wrote it, which then begin anew."""
         ranks = state.get("ranks", [state])
         return ranks[self.local_rank] if len(ranks) == world_size() else {}

@@ -32,6 +32,8 @@ def print_user_errors_in_one_line() -> None:
     def hook(kind: type[BaseException], value: BaseException, traceback: TracebackType | None) -> None:
         if issubclass(kind, KDError):
             print(f"nnunet-kd: error: {value}", file=sys.stderr)
+        elif issubclass(kind, KeyboardInterrupt) and value.args:  # Ctrl-C in a training, which says how to go on
+            print(f"nnunet-kd: {value}", file=sys.stderr)
         else:
             previous(kind, value, traceback)
 

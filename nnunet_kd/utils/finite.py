@@ -33,18 +33,18 @@ def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
 def require_finite(values: dict[str, torch.Tensor | float], device: torch.device) -> None:
     """Raise SkipStep, on all ranks, if one of the named scalars is NaN or Inf on any of them."""
     numbers = {name: float(v.detach() if isinstance(v, torch.Tensor) else v) for name, v in values.items()}
-    bad = [f"{name} is {number}" for name, number in numbers.items() if not math.isfinite(number)]
-    skip_if(", ".join(bad), device)
+    not_finite = [f"{name} is {number}" for name, number in numbers.items() if not math.isfinite(number)]
+    skip_if(", ".join(not_finite), device)
 
 
 def skip_if(reason: str, device: torch.device) -> None:
     """Raise SkipStep on all ranks if one of them has a reason (a text that is not empty). Every rank must call this."""
-    found = bool(reason)
+    skip = bool(reason)
     if world_size() > 1:
-        flag = torch.tensor(float(found), device=device)
+        flag = torch.tensor(float(skip), device=device)
         dist.all_reduce(flag)
-        found = flag.item() > 0
-    if found:
+        skip = flag.item() > 0
+    if skip:
         raise SkipStep(reason)
 
 
@@ -100,13 +100,13 @@ def _cases(batch: dict) -> str:
     keys = batch.get("keys")
     if keys is None:
         return ""
-    bad = [str(key) for key, image in zip(keys, batch["data"], strict=False) if not all_finite([image])]
-    if bad:
-        return f" (NaN or Inf in the images of {', '.join(dict.fromkeys(bad))})"
+    damaged_cases = [str(key) for key, image in zip(keys, batch["data"], strict=False) if not all_finite([image])]
+    if damaged_cases:
+        return f" (NaN or Inf in the images of {', '.join(dict.fromkeys(damaged_cases))})"
     return f" (cases {', '.join(dict.fromkeys(map(str, keys)))})"
 
 
 def _of_all_ranks(reason: str) -> str:
     if world_size() == 1:
         return reason
-    return "; ".join(f"rank {rank}: {found}" for rank, found in enumerate(of_all_ranks(reason)) if found)
+    return "; ".join(f"rank {rank}: {rank_reason}" for rank, rank_reason in enumerate(of_all_ranks(reason)) if rank_reason)

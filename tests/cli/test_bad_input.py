@@ -21,7 +21,6 @@ from small_runs import known_trainers, make, student
 from nnunet_kd.cli.main import main
 from nnunet_kd.evaluation.domains import read_map
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint, save_atomically
-from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
 FINAL = "fold_0/checkpoint_final.pth"
@@ -31,7 +30,6 @@ TINY = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1}
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)
 
 
 @pytest.fixture

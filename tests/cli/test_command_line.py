@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import BIN, run, succeeds, without_nnunet
 from skimage.io import imread
 
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 
 pytestmark = pytest.mark.slow
 
-BIN = Path(sys.executable).parent
 PLANS, TRAINER = "CommandPlans", "nnUNetTrainerGKD"
 TRAIN = ["nnUNetv2_train", "950", "2d", "0", "-p", PLANS, "-tr", TRAINER, "-device", "cpu"]
 FINAL = f"Dataset950_Tiny/{TRAINER}__{PLANS}__2d/fold_0/checkpoint_final.pth"
@@ -35,24 +35,6 @@ class Block:
 
 sys.meta_path.insert(0, Block())
 """
-
-
-def without_nnunet() -> dict[str, str]:
-    """This process's environment without nnU-Net's variables, nnUNet_extTrainer among them."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("nnUNet_")}
-    # nnU-Net takes every core for the CPU; on busy ones its spinning threads make these tiny networks 50 times slower
-    return kept | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-
-
-def run(command: list, environment: dict[str, str], timeout: int = 240) -> subprocess.CompletedProcess:
-    command = [str(BIN / command[0]), *map(str, command[1:])]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=timeout)
-
-
-def succeeds(command: list, environment: dict[str, str], timeout: int = 240) -> str:
-    result = run(command, environment, timeout)
-    assert result.returncode == 0, f"{command}\n{result.stdout[-1500:]}\n{result.stderr[-1500:]}"
-    return result.stdout
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
-from test_command_line import succeeds, without_nnunet
+from commands import succeeds, without_nnunet
 
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 

@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from commands import succeeds, without_nnunet
 from nnunetv2.run.run_training import run_training
 from skimage.io import imread
 from small_runs import TRAINERS, known_trainers, student
-from test_command_line import succeeds, without_nnunet
-
-from nnunet_kd.training import distillation as trainer_module
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +32,6 @@ def environment(tiny_dataset, tiny_teacher, train) -> dict[str, str]:
     train(tiny_dataset, fold=1)
     with pytest.MonkeyPatch.context() as patch:
         known_trainers(patch)
-        patch.setattr(trainer_module, "plot_terms", lambda *args: None)
         get, threads = multiprocessing.get_context, multiprocessing.dummy
         patch.setattr(multiprocessing, "get_context", lambda method=None: threads if method == "spawn" else get(method))
         plans = student(tiny_teacher, PLANS, schedule=SCHEDULE)

@@ -574,3 +574,10 @@ def test_ctrl_c_ends_the_training_too_and_it_can_go_on(lab):
     comparison = plan_comparison(replace(read_settings(file)))
     assert RunLock(comparison.runs[0].source.notes / "student_4-4-8_seed0.lock").take()  # nobody trains any more
     assert "epochs done" in execution.status(comparison, comparison.runs[0])
+
+
+def test_where_there_are_no_file_locks_a_comparison_says_so(tmp_path, monkeypatch):
+    """Windows. The rest of the package does without."""
+    monkeypatch.setattr("nnunet_kd.comparison.locks.fcntl", None)
+    with pytest.raises(KDError, match="comparisons need the file locks of Linux or macOS"):
+        RunLock(tmp_path / "lock")

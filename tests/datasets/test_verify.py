@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK
+from nnunetv2.experiment_planning.verify_dataset_integrity import check_cases
 from PIL import Image
 
 from nnunet_kd.cli.main import main
 from nnunet_kd.datasets.verify import verify_dataset
+from nnunet_kd.nnunet_io.readers import reader_of
 from nnunet_kd.utils.errors import KDError
 
 
@@ -194,3 +196,66 @@ def test_colours_of_a_png_file_are_channels(tmp_path: Path):
     assert not verify_dataset(tmp_path).problems
     Image.fromarray(np.eye(8, 9, dtype=np.uint8)).save(tmp_path / "imagesTr" / "case_1_0000.png")
     assert verify_dataset(tmp_path).problems == ["imagesTr: not exactly 3 channel(s): case_1"]
+
+
+@pytest.mark.parametrize("colours", [3, 4])
+def test_pictures_with_all_colours_in_one_file_are_as_nnunet_counts_them(tmp_path: Path, colours: int):
+    folder = tmp_path / "Dataset832_Colour"
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True)
+    numbers = np.random.default_rng(0)
+    for k in range(3):
+        picture = numbers.integers(0, 256, (10, 12, colours)).astype(np.uint8)
+        Image.fromarray(picture).save(folder / f"imagesTr/case_{k}_0000.png")
+        Image.fromarray((picture[..., 0] > 99).astype(np.uint8)).save(folder / f"labelsTr/case_{k}.png")
+    names = {str(i): "RGBA"[i] for i in range(colours)}
+    write_json(folder, channel_names=names, file_ending=".png")
+    found = verify_dataset(folder)
+    assert not found.problems and dict(found.rows)["written size"] == "12 x 10"
+    nnunets_own_check(folder)
+    write_json(folder, modality=names, channel_names={"0": "gray"}, file_ending=".png")
+    assert "imagesTr: not exactly 1 channel(s): case_0, case_1, case_2" in verify_dataset(folder).problems
+    Image.fromarray(picture).save(folder / "labelsTr/case_1.png")
+    write_json(folder, channel_names=names, file_ending=".png")
+    (problem,) = verify_dataset(folder).problems
+    assert problem.endswith(f"case_1.png holds {colours} channels: a label map has one, of label values")
+
+
+def nnunets_own_check(folder: Path) -> None:
+    """Raises where nnU-Net's verify_dataset_integrity finds something."""
+    content = json.loads((folder / "dataset.json").read_text())
+    for case in range(content["numTraining"]):
+        images = sorted((folder / "imagesTr").glob(f"case_{case}_*"))
+        label = folder / "labelsTr" / images[0].name.replace("_0000", "")
+        reader = reader_of(content, images[0])
+        assert check_cases([str(i) for i in images], str(label), len(content["channel_names"]), reader)
+
+
+@pytest.mark.parametrize("shape", [(10, 12), (2, 6, 10, 12), (1, 10, 12), (6, 1, 12)])
+def test_nifti_of_two_and_four_dimensions_is_verified_and_drawn(tmp_path: Path, shape: tuple[int, ...]):
+    folder, size = tmp_path / "Dataset833_Nifti", shape[-3:]
+    for k in range(3):
+        image, label = tmp_path / f"case_{k}_0000.nii.gz", tmp_path / f"case_{k}.nii.gz"
+        for file, array in ((image, np.random.default_rng(k).normal(size=shape)), (label, np.ones(size))):
+            kind = np.float32 if file == image else np.uint8
+            target = folder / ("imagesTr" if file == image else "labelsTr") / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            SimpleITK.WriteImage(SimpleITK.GetImageFromArray(array.astype(kind), isVector=False), str(target))
+    channels = shape[0] if len(shape) == 4 else 1
+    write_json(folder, channel_names={str(i): "T1" for i in range(channels)})
+    found = verify_dataset(folder)
+    assert not found.problems and not any("contact sheet" in note for note in found.notes)
+    assert dict(found.rows)["written size"] == " x ".join(map(str, size[::-1]))
+    with Image.open(folder / "verify.png") as sheet:
+        assert sheet.width == 3 * 320 and sheet.height == (2 if len(shape) == 2 else 3) * 320 + 16
+    if len(shape) != 4:  # nnU-Net's own check compares an origin of four numbers with one of three, and fails
+        nnunets_own_check(folder)
+
+
+def test_a_contact_sheet_that_cannot_be_drawn_is_a_note(volumes: Path, monkeypatch):
+    def broken(_cases):
+        raise RuntimeError("no fonts")
+
+    monkeypatch.setattr("nnunet_kd.datasets.verify.contact_sheet", broken)
+    found = verify_dataset(volumes)
+    assert found.notes == ["no contact sheet: no fonts"] and dict(found.rows)["written size"] == "12 x 10 x 6"

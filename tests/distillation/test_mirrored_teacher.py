@@ -11,7 +11,6 @@ from nnunet_kd.config.run import read_config
 from nnunet_kd.losses import logit_kd
 from nnunet_kd.networks.stages import encode
 from nnunet_kd.networks.teacher import FrozenTeacher
-from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
 ON = {"mirrored_teacher": True}
@@ -175,7 +174,6 @@ SECTION = {"schedule": {"epochs": 4, "iterations_per_epoch": 2, "val_iterations_
 @pytest.fixture
 def trainers(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)
 
 
 def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainers):

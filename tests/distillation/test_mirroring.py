@@ -12,7 +12,6 @@ from nnunet_kd.config.run import read_config
 from nnunet_kd.losses import logit_kd
 from nnunet_kd.networks.teacher import FrozenTeacher
 from nnunet_kd.nnunet_io import trained_fold
-from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
 
@@ -113,7 +112,6 @@ SECTION = {
 @pytest.fixture
 def trainers(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)
 
 
 def test_the_axes_are_those_of_the_teachers_checkpoint(tiny_teacher, trainers):

@@ -1,16 +1,19 @@
 """Losses between stages inside a distilling step: which stages, whose gradients, which rows."""
 
 import math
+import os
 
 import pytest
 import torch
+import torch.distributed as dist
 from distilling import of_decoder, of_encoder, run, setup, touched
 from helpers import network
+from ranks import on_two_ranks
 
 from nnunet_kd.config.stage_losses import read_losses
-from nnunet_kd.distillation.stage_losses import PairLosses
+from nnunet_kd.distillation.stage_losses import SectionLosses
 from nnunet_kd.losses.registry import LOSSES
-from nnunet_kd.networks.stages import stage_table
+from nnunet_kd.networks.stages import StageTable, stage_table
 from nnunet_kd.networks.teacher import FrozenTeacher, TeacherEnsemble
 from nnunet_kd.utils.errors import KDError
 
@@ -20,7 +23,7 @@ RIVALS = ["at", "fitnets", "fsp", "skd", "ifvd", "cwd", "dist", "dml", "emkd", "
 
 def build(section, teacher=(8, 16, 16), student=(4, 4, 8), **options):
     tables = {"teacher": stage_table(network(2, teacher, **options)), "student": stage_table(network(2, student))}
-    return PairLosses(read_losses(section), tables, 2, 2, False)
+    return SectionLosses(read_losses(section), tables, 2, 2, False)
 
 
 @pytest.mark.parametrize(
@@ -175,3 +178,26 @@ def test_an_ensemble_predicts_the_mean_probability(regions):
         assert torch.allclose(probability(FrozenTeacher(networks[0])(x)), probability(networks[0](x)))
     assert not any(p.requires_grad for p in ensemble.parameters())
     assert math.isfinite(float(ensemble(1e4 * x).sum()))
+
+
+def _rank(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    table = StageTable("PlainConvUNet", (4, 8), ((1, 1), (2, 2)))
+    losses = SectionLosses(read_losses({"encoder0": {"fitnets": {}}}), {"teacher": table, "student": table}, 2, 2, False)
+    wrapped = torch.nn.parallel.DistributedDataParallel(losses)
+    features = [torch.full((1, 4, 4, 4), float(rank + 1)), torch.zeros(1, 8, 2, 2)]
+    logits, labels = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)
+    values = wrapped(features, [f + 1 for f in features], logits, logits, labels, 1)
+    values["fitnets@encoder0"].backward()
+    torch.save([p.grad for p in losses.parameters()], f"{folder}/{rank}.pt")
+    dist.barrier()
+    # torch's reducer can wait for ever for gloo's thread when Python takes it down after the process group
+    os._exit(0)
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
+def test_ranks_average_the_gradient_of_adapters(tmp_path):
+    on_two_ranks(_rank, str(tmp_path))
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first and all(torch.equal(a, b) and a.abs().sum() > 0 for a, b in zip(first, second, strict=True))

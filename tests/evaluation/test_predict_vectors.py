@@ -249,8 +249,8 @@ def test_a_run_whose_settings_do_not_fit_its_checkpoint(gkd, tmp_path):
     plans["nnunet_kd"]["msan"] = {"dim": 2 * DIM}  # the checkpoint's recipe is read, not this
     (folder / "plans.json").write_text(json.dumps(plans))
     assert (
-        load_aligned_run(folder).alignment.msans.state_dict().keys()
-        == load_aligned_run(gkd).alignment.msans.state_dict().keys()
+        load_aligned_run(TrainedFold.open(folder)).alignment.msans.state_dict().keys()
+        == load_aligned_run(TrainedFold.open(gkd)).alignment.msans.state_dict().keys()
     )
     plans["nnunet_kd"]["teacher"]["stages"]["channels"][-1] *= 2
     (folder / "plans.json").write_text(json.dumps(plans))

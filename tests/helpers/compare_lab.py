@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
+from small_runs import known_trainers
 
 import nnunet_kd.comparison.running.execute as execution
 import nnunet_kd.comparison.running.loop as loop
@@ -16,7 +16,6 @@ from nnunet_kd.comparison.checked_settings import read_settings
 from nnunet_kd.comparison.planning import plan_comparison
 from nnunet_kd.comparison.rows import read_rows
 from nnunet_kd.comparison.running.train import train
-from nnunet_kd.utils.environment import trainers_path
 
 CONTENT = {
     "dataset": 950,
@@ -67,8 +66,7 @@ def lab(tiny_dataset, tmp_path, monkeypatch):
             file.unlink()  # other tests' plans, splits
     monkeypatch.setenv("nnUNet_preprocessed", str(tmp_path / "preprocessed"))
     monkeypatch.setenv("nnUNet_results", str(tmp_path / "trainings"))
-    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_path()))
-    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
+    known_trainers(monkeypatch)
     monkeypatch.setattr(loop, "PAUSE", 0.01)
     lab = Lab(tmp_path)
     monkeypatch.setattr(execution, "start_training", lab.train_here)

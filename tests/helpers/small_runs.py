@@ -11,14 +11,20 @@ from nnunetv2.training.logging.nnunet_logger import LocalLogger
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.planning.plans import plan_student
 from nnunet_kd.planning.requests import StudentRequest
+from nnunet_kd.training import distillation as trainer_module
 
 TRAINERS = str(Path(__file__).parents[2] / "trainers")
 
 
-def known_trainers(patch) -> None:
-    """Our trainers in nnU-Net's look-up, and no picture of nnU-Net's after every epoch: it takes longer than the epoch."""
+def known_trainers(patch, pictures: bool = False) -> None:
+    """Our trainers in nnU-Net's look-up, and no pictures: to draw one takes longer than an epoch here.
+
+    pictures: draw ours (progress_distillation.png), as outside of the tests.
+    """
     patch.setenv("nnUNet_extTrainer", TRAINERS)
     patch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
+    if not pictures:
+        patch.setattr(trainer_module, "plot_terms", lambda *args: None)
 
 
 def make(name: str, plans: str, resume: bool = False, fold: int | str = 0):

@@ -164,18 +164,24 @@ def test_gradients_flow_through_kept_decoder_features():
     assert net.decoder.stages[-1].convs[0].conv.weight.grad.abs().sum() > 0
 
 
-def test_the_tap_keeps_decoder_stages_of_a_compiled_network():
+def test_the_tap_works_inside_a_compiled_network():
+    """nnU-Net compiles on CUDA; the tap has to survive the tracing."""
     torch.manual_seed(0)
     net = network(features=(2, 4))
-    compiled = torch.compile(net, backend="aot_eager")
+    compiled = torch.compile(net, backend="eager")
     tap = StageTap(compiled, decoder=True)
     for _ in range(2):
         x = torch.randn(1, 1, 8, 8)
         tap.enabled = True
-        compiled(x)
+        out = compiled(x)
         kept = tap.take()
         features = encode(net, x)
         expected = [*features, *by_hand(net, features)]
         assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(kept, expected, strict=True))
+        assert torch.allclose(decode(compiled, features), out, atol=1e-6)
+        net.zero_grad()
+        kept[-1].square().mean().backward()
+        assert net.encoder.stages[0][0].convs[0].conv.weight.grad.abs().sum() > 0
+        tap.enabled = False
         compiled(x)
         assert tap.features is None

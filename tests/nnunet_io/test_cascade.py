@@ -31,7 +31,6 @@ from nnunet_kd.evaluation.predict import load_predictor, predict_domain
 from nnunet_kd.nnunet_io.trained_fold import TrainedFold
 from nnunet_kd.planning.plans import plan_student, plan_teacher
 from nnunet_kd.planning.requests import StudentRequest, TeacherRequest
-from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
 ID, LOW, FULL, SECOND = 920, "3d_lowres", "3d_fullres", "3d_cascade_fullres"
@@ -42,7 +41,6 @@ TERMS = ("kd", "intra", "inter", "cross_ts", "cross_st")
 @pytest.fixture(autouse=True)
 def external_trainers(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,7 +117,6 @@ def world(make_dataset):
     dataset = make_dataset(ID, "Cascade", dims=3, foreground=LABELS, cases=5)
     with pytest.MonkeyPatch.context() as patch:
         known_trainers(patch)
-        patch.setattr(trainer_module, "plot_terms", lambda *args: None)
         add_cascade(dataset)
         stock = {LOW: finish(make("nnUNetTrainer", "nnUNetPlans", LOW, "all"))}
         for configuration in (FULL, SECOND):

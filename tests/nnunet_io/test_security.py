@@ -20,7 +20,6 @@ from nnunet_kd.cli.main import main
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.nnunet_io.model_folder import read_model_folder
 from nnunet_kd.nnunet_io.trust import VARIABLE
-from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
 PACKAGE = Path(nnunet_kd.__file__).parent
@@ -32,7 +31,6 @@ TINY = {"epochs": 2, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)
     monkeypatch.delenv(VARIABLE, raising=False)
 
 
@@ -129,6 +127,8 @@ def test_without_the_check_such_plans_do_run_code(folder, tmp_path):
         "",
         5,
         ["torch.nn.ReLU"],
+        "dynamic_network_architectures.architectures.nowhere.get_matching_convtransp",
+        "dynamic_network_architectures.architectures.nowhere.Nothing",
     ],
 )
 @pytest.mark.parametrize("key", ["network_class_name", "norm_op"])

@@ -16,6 +16,13 @@ def architecture(plans: dict) -> dict:
     return plans["configurations"]["2d"]["architecture"]["arch_kwargs"]
 
 
+def test_a_patch_that_is_thin_along_one_axis_is_planned_as_nnunet_plans_one(tiny_dataset):
+    planned = plan_teacher(TeacherRequest(950, "2d", patch_size=[4, 32], iterations=1, name="PlansThin"))
+    config = planned.plans["configurations"]["2d"]
+    assert config["patch_size"] == [4, 32]
+    assert config["architecture"]["arch_kwargs"]["strides"] == [[1, 1], [1, 2], [1, 2]]
+
+
 def test_student_plans_are_lighter_and_share_the_preprocessed_data(tiny_dataset, tiny_teacher):
     planned = plan_student(StudentRequest(950, "2d", tiny_teacher, width=0.25, min_features=2, name="PlansA"))
     teacher = read_model_folder(tiny_teacher).plans
@@ -92,6 +99,9 @@ def test_errors_name_the_fix(tiny_dataset, tiny_teacher, tmp_path, monkeypatch):
         plan_student(StudentRequest(950, "2d", tiny_teacher, preset="nope", name="PlansC"))
     with pytest.raises(KDError, match="dataset 949.*nnunet-kd convert"):
         plan_student(StudentRequest(949, "2d", tiny_teacher))
+    for small in ([4, 8], [7, 7], [0, 32]):
+        with pytest.raises(KDError, match=r"--patch-size \[\d, \d+\] is too small"):
+            plan_teacher(TeacherRequest(950, "2d", patch_size=small))
     with pytest.raises(KDError, match="--patch-size needs 2 numbers"):
         plan_teacher(TeacherRequest(950, "2d", patch_size=[16, 16, 16]))
     with pytest.raises(KDError, match="configuration 3d_fullres is not in plans"):

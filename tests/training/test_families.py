@@ -15,7 +15,6 @@ from small_runs import TRAINERS, known_trainers, make, one_step, stopped, weight
 from nnunet_kd.nnunet_io.model_folder import build_network, read_model_folder
 from nnunet_kd.planning.plans import plan_student
 from nnunet_kd.planning.requests import StudentRequest
-from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
 RESIDUAL = "dynamic_network_architectures.architectures.unet.ResidualEncoderUNet"
@@ -52,7 +51,6 @@ class nnUNetTrainerTheirsOld(nnUNetTrainer):
 @pytest.fixture(autouse=True)
 def external_trainers(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import re
 import resource
@@ -21,7 +22,6 @@ from small_runs import known_trainers, make, stopped, student
 from nnunet_kd.nnunet_io.checkpoints import check_writable, load_checkpoint, save_atomically
 from nnunet_kd.planning.plans import plan_teacher
 from nnunet_kd.planning.requests import TeacherRequest
-from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.random_state import random_state
 
@@ -94,7 +94,6 @@ def test_other_errors_stay_what_they_are(tmp_path):
 @pytest.fixture
 def external_trainers(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)  # drawn at every save, longer than an epoch here
 
 
 @linux
@@ -315,3 +314,55 @@ def test_the_fault_drill(tmp_path):
     assert len(re.findall("(?m)^[123] .* the same$", result.stdout)) == 3
     assert "bytes of another" in result.stdout.splitlines()[2]  # the first is inside a checkpoint's writing
     assert "3 kills and one with loader workers, 0 losses" in result.stdout
+
+
+# a training that ends before it should
+
+
+def test_a_training_without_a_teacher_of_its_fold_leaves_nothing(tiny_teacher, external_trainers):
+    trainer = make("nnUNetTrainerKD", student(tiny_teacher, "FAULTfold", epochs=1, iterations=1), fold=3)
+    fold = Path(trainer.output_folder)
+    assert fold.is_dir()
+    with pytest.raises(KDError, match="fold_3/checkpoint_final.pth is missing"):
+        trainer.run_training()
+    assert not fold.exists() and not fold.parent.exists() and fold.parents[1].is_dir()
+
+
+def test_what_else_lies_in_the_folder_stays(tiny_teacher, external_trainers):
+    plans = student(tiny_teacher, "FAULTstays", epochs=1, iterations=1)
+    make("nnUNetTrainerKD", plans).run_training()
+    trained = make("nnUNetTrainerKD", plans, fold=3)
+    fold = Path(trained.output_folder)
+    (fold / "notes.txt").write_text("mine")
+    with pytest.raises(KDError, match="is missing"):
+        trained.run_training()
+    assert [file.name for file in fold.iterdir()] == ["notes.txt"]
+    assert (fold.with_name("fold_0") / "checkpoint_final.pth").is_file()
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_ctrl_c_is_one_line_that_says_how_to_continue(tiny_teacher, external_trainers, saved, capsys):
+    name = f"FAULTctrlc{saved}"
+    plans = student(tiny_teacher, name, epochs=3, iterations=3)
+    file = Path(os.environ["nnUNet_preprocessed"]) / "Dataset950_Tiny" / f"{name}.json"
+    content = json.loads(file.read_text())
+    content["nnunet_kd"]["schedule"]["save_every"] = 1 if saved else 50
+    file.write_text(json.dumps(content))
+    trainer = make("nnUNetTrainerKD", plans)
+    begin = trainer.on_train_epoch_start
+
+    def interrupted() -> None:
+        if trainer.current_epoch == 1:
+            raise KeyboardInterrupt
+        begin()
+
+    trainer.on_train_epoch_start = interrupted
+    with pytest.raises(KeyboardInterrupt, match="stopped in epoch 1") as stop:
+        trainer.run_training()
+    assert type(stop.value) is KeyboardInterrupt  # for any other, Python's exit code would not be 130
+    said = "the same command with --c continues from" if saved else "before the first checkpoint"
+    assert said in str(stop.value) and "\n" not in str(stop.value)
+    assert Path(trainer.log_file).is_file()
+    capsys.readouterr()
+    sys.excepthook(type(stop.value), stop.value, None)
+    assert capsys.readouterr().err == f"nnunet-kd: {stop.value}\n"

@@ -16,7 +16,6 @@ from nnunet_kd.losses import class_prototypes, full_precision, inter_graph_loss
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.planning.plans import plan_teacher
 from nnunet_kd.planning.requests import TeacherRequest
-from nnunet_kd.training import distillation as trainer_module
 
 TERMS = {n: {"weight": 1.0} for n in ("kd", "intra", "inter", "cross")}
 
@@ -24,7 +23,6 @@ TERMS = {n: {"weight": 1.0} for n in ("kd", "intra", "inter", "cross")}
 @pytest.fixture(autouse=True)
 def trainers(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)
 
 
 # under autocast

@@ -17,7 +17,6 @@ from small_runs import TRAINERS, continued, known_trainers, one_step, same, stop
 
 from nnunet_kd.planning.plans import plan_student
 from nnunet_kd.planning.requests import StudentRequest
-from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
 ID = 926
@@ -66,7 +65,6 @@ def theirs(tmp_path_factory):
 def external_trainers(monkeypatch, theirs):
     known_trainers(monkeypatch)
     monkeypatch.setenv("nnUNet_extTrainer", theirs)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)
 
 
 @pytest.fixture(scope="module")

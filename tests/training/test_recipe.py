@@ -21,7 +21,6 @@ from nnunet_kd.evaluation.fsd.vectors import load_aligned_run
 from nnunet_kd.nnunet_io.checkpoints import load_checkpoint
 from nnunet_kd.nnunet_io.model_folder import build_network, read_model_folder
 from nnunet_kd.nnunet_io.trained_fold import TrainedFold
-from nnunet_kd.training import distillation as trainer_module
 from nnunet_kd.utils.errors import KDError
 
 OLD = Path(__file__).parents[1] / "fixtures" / "old_training"
@@ -31,7 +30,6 @@ SCHEDULE = {"epochs": 10, "iterations_per_epoch": 1, "val_iterations_per_epoch":
 @pytest.fixture(autouse=True)
 def trainers(monkeypatch):
     known_trainers(monkeypatch)
-    monkeypatch.setattr(trainer_module, "plot_terms", lambda *args: None)
 
 
 @pytest.fixture

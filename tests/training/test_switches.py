@@ -29,7 +29,6 @@ TINY = {"epochs": 4, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "
 def prepare(patch) -> None:
     """Our trainers known, no pictures, and nnU-Net's worker pools as threads: a process takes seconds to start."""
     known_trainers(patch)
-    patch.setattr(trainer_module, "plot_terms", lambda *args: None)
     get = multiprocessing.get_context
     threads = multiprocessing.dummy
     patch.setattr(multiprocessing, "get_context", lambda method=None: threads if method == "spawn" else get(method))

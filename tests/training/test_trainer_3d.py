@@ -1,4 +1,4 @@
-"""Whole trainings on volumes, on overlapping regions and with an ignore label: every term is there and teaches."""
+"""Whole trainings on volumes, and on overlapping regions with an ignore label: every term is there and teaches."""
 
 from __future__ import annotations
 
@@ -9,21 +9,17 @@ import pytest
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.run.run_training import get_trainer_from_args
-from nnunetv2.training.logging.nnunet_logger import LocalLogger
-from small_runs import one_step
+from small_runs import known_trainers, one_step
 
 from nnunet_kd.planning.plans import plan_student
 from nnunet_kd.planning.requests import StudentRequest
-from nnunet_kd.utils.environment import trainers_path
 
 TERMS = ("intra", "inter", "cross_ts", "cross_st")
 
 
 @pytest.fixture(autouse=True)
 def external_trainers(monkeypatch):
-    monkeypatch.setenv("nnUNet_extTrainer", str(trainers_path()))
-    # nnU-Net draws its picture anew every epoch, which takes longer than these epochs
-    monkeypatch.setattr(LocalLogger, "plot_progress_png", lambda self, folder: None)
+    known_trainers(monkeypatch)
 
 
 class Run:
@@ -105,18 +101,11 @@ def test_narrow_volumes_step_in_bfloat16(volumes):
         assert np.isfinite(one_step(trainer, epoch)["loss"])
 
 
-def test_overlapping_regions(make_dataset, train):
-    dataset = make_dataset(967, "TrainRegions", foreground=2, regions=True)
+def test_overlapping_regions_and_an_ignore_label(make_dataset, train):
+    """Each alone: test_label_modes.py."""
+    dataset = make_dataset(967, "TrainRegions", ignore=True, foreground=2, regions=True)
     run = Run(dataset, train(dataset), "nnUNetTrainerGKDCrossView")
     assert run.trainer.label_manager.has_regions and run.trainer.distiller.alignment.autoencoder.regions
-    run.check(kd=True)
-
-
-@pytest.mark.parametrize("regions", [False, True])
-def test_an_ignore_label(make_dataset, train, regions):
-    options = {"foreground": 2, "regions": True} if regions else {}
-    dataset = make_dataset(968 + regions, f"TrainIgnore{regions}", ignore=True, **options)
-    run = Run(dataset, train(dataset), "nnUNetTrainerGKDCrossView")
     run.check(kd=True)
     masks = torch.stack(run.masks)  # (10, B, 1, *S)
     assert masks.shape[2] == 1 and masks.dtype == torch.bool

@@ -18,8 +18,6 @@ import torch.multiprocessing as mp
 from nnunetv2.training.nnUNetTrainer import nnUNetTrainer as nnunet_module
 from small_runs import known_trainers, make, stopped, student, weights
 
-from nnunet_kd.training import distillation as trainer_module
-
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")]
 
 NAME = "nnUNetTrainerGKDCrossView"
@@ -71,7 +69,6 @@ def rank_of(rank: int, folder: str, name: str, plans: str, epochs: int, stop: in
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     with pytest.MonkeyPatch.context() as patch:
         known_trainers(patch)
-        patch.setattr(trainer_module, "plot_terms", lambda *args: None)
         ddp = nnunet_module.DDP
         patch.setattr(nnunet_module, "DDP", lambda network, device_ids: ddp(network))
         trainer = on_cpu(name, plans)

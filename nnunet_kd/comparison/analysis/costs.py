@@ -8,6 +8,7 @@ import json
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 from nnunet_kd.comparison.analysis.groups import Group
@@ -56,7 +57,7 @@ def _folders(settings: CompareSettings, group: Group, seed: int, fold: int) -> l
     place = settings.models / group.source if settings.sources else settings.models
     # the features are in the name, but only the plans know them
     names = [f"_seed{seed}_fold{fold}"] * (settings.folds is not None and fold > 0) or [f"_seed{seed}"]
-    return [f for name in names for f in sorted(place.glob(f"{group.method}_*{name}"))] if place.is_dir() else []
+    return [f for name in names for f in sorted(place.glob(f"{escape(group.method)}_*{name}"))] if place.is_dir() else []
 
 
 def _read(folder: Path) -> dict | None:
@@ -69,11 +70,12 @@ def _read(folder: Path) -> dict | None:
 def _flops(folder: Path, counted: dict[str, int | None]) -> int | None:
     """Networks of one architecture are counted once."""
     from nnunet_kd.networks.cost import count_flops
+    from nnunet_kd.nnunet_io.configurations import resolved_configuration
     from nnunet_kd.nnunet_io.model_folder import build_network, read_model_folder
 
     try:
         model = read_model_folder(folder)
-        configuration = model.plans["configurations"][model.configuration]
+        configuration = resolved_configuration(model.plans, model.configuration)
         key = json.dumps([configuration["architecture"], configuration["patch_size"]], sort_keys=True)
         if key not in counted:
             with contextlib.redirect_stdout(io.StringIO()):

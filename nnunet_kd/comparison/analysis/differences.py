@@ -45,16 +45,16 @@ class Comparison:
 
 def compare_with(settings: CompareSettings, groups: Sequence[Group], datasets: Sequence[str], against: str) -> list[Comparison]:
     """Every other group against those of method ``against``. Holm's correction is for all differences in the result."""
-    found = [
+    comparisons = [
         Comparison(g, base, len(set(g.trainings) & set(base.trainings)), _tested(settings, g, base, datasets))
         for g in groups
         if g.method != against
         for base in bases_of(g, groups, against)
     ]
-    corrected = iter(holm([d.wilcoxon for c in found for d in c.by_dataset.values()]))
+    corrected = iter(holm([d.wilcoxon for c in comparisons for d in c.by_dataset.values()]))
     return [
         dataclasses.replace(c, by_dataset={k: dataclasses.replace(d, holm=next(corrected)) for k, d in c.by_dataset.items()})
-        for c in found
+        for c in comparisons
     ]
 
 

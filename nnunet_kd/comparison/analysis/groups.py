@@ -89,7 +89,7 @@ def collect(settings: CompareSettings, methods: Sequence[str] | None = None) -> 
         key = row["method"], int(row["params"]), int(row["iterations"]), row["source"]
         by_group.setdefault(key, []).append(row)
     order, sources = in_order(settings.methods, known), in_order(settings.all_sources, [k[3] for k in by_group])
-    groups = [_group(*key, own, empty) for key, own in by_group.items()]
+    groups = [_group(*key, group_rows, empty) for key, group_rows in by_group.items()]
     return sorted(groups, key=lambda g: (order.index(g.method), sources.index(g.source), g.params, g.iterations))
 
 
@@ -98,22 +98,22 @@ def _group(method: str, params: int, iterations: int, source: str, rows: list[di
     for r in sorted(rows, key=lambda r: r["date"]):
         latest[r["fold"]] = r["config_hash"]  # the fold is part of the hash
     older = [h for h in dict.fromkeys(r["config_hash"] for r in rows) if h not in latest.values()]
-    own = [r for r in rows if r["config_hash"] in latest.values()]
+    latest_rows = [r for r in rows if r["config_hash"] in latest.values()]
     scores: dict[str, dict] = {}
     marked: dict[str, dict] = {}
     measured: dict[str, dict[str, dict]] = {c: {} for c in ("hd95", "best_dice", "best_offset")}
-    for r in own:
+    for r in latest_rows:
         dataset, key, dice = r["dataset"], ((int(r["seed"]), r["fold"]), r["case"]), float(r["dice"])
         if (dataset, r["case"]) in empty:
             marked.setdefault(dataset, {})[key] = not math.isnan(dice)  # 0, of several labels their mean
             dice = math.nan
         scores.setdefault(dataset, {})[key] = dice
-        for column, found in measured.items():
+        for column, by_dataset in measured.items():
             if r[column] and not math.isnan(dice):
-                found.setdefault(dataset, {})[key] = float(r[column])
-    spent = {(r["seed"], r["fold"]): float(r["cpu_seconds"]) for r in own if r["cpu_seconds"]}
+                by_dataset.setdefault(dataset, {})[key] = float(r[column])
+    spent = {(r["seed"], r["fold"]): float(r["cpu_seconds"]) for r in latest_rows if r["cpu_seconds"]}
     cpu = sum(spent.values()) / len(spent) if spent else None
-    trainings = sorted({(int(r["seed"]), r["fold"]) for r in own})
+    trainings = sorted({(int(r["seed"]), r["fold"]) for r in latest_rows})
     return Group(method, params, iterations, source, scores, trainings, cpu, set(latest.values()), older, marked, measured)
 
 
@@ -127,8 +127,8 @@ def is_unseen(settings: CompareSettings, source: str, dataset: str) -> bool:
     domain = settings.domains.get(dataset)
     if domain is None or domain.unseen is not None:
         return domain is None or domain.unseen
-    found, trained = DATASET_SPEC.fullmatch(domain.domain), settings.all_sources.get(source)
-    return found is None or trained is None or int(found[1]) != trained.dataset
+    match, trained = DATASET_SPEC.fullmatch(domain.domain), settings.all_sources.get(source)
+    return match is None or trained is None or int(match[1]) != trained.dataset
 
 
 def unseen_mean(settings: CompareSettings, group: Group, datasets: Sequence[str]) -> float:
@@ -149,12 +149,12 @@ def interval(settings: CompareSettings, group: Group, dataset: str) -> Differenc
 def bases_of(group: Group, groups: Sequence[Group], against: str) -> list[Group]:
     """The groups of method ``against`` that a group is compared with: of its source, and of its size and length where there
     are such (students of one size with each other, a teacher with every size there is)."""
-    found = [g for g in groups if g.method == against and g.source == group.source]
-    found = [g for g in found if g.params == group.params] or found
-    return [g for g in found if g.iterations == group.iterations] or found
+    bases = [g for g in groups if g.method == against and g.source == group.source]
+    bases = [g for g in bases if g.params == group.params] or bases
+    return [g for g in bases if g.iterations == group.iterations] or bases
 
 
 def in_order(first: dict, names: Sequence[str]) -> list[str]:
     """The distinct names, those of ``first`` in its order before the others."""
-    there = dict.fromkeys(names)
-    return [n for n in first if n in there] + [n for n in there if n not in first]
+    distinct = dict.fromkeys(names)
+    return [n for n in first if n in distinct] + [n for n in distinct if n not in first]

@@ -48,14 +48,14 @@ def permutation_of_trainings(a: Sequence[float], b: Sequence[float], seed: int =
     10,000 random ones where there are more). NaN with fewer than two trainings on either side."""
     if min(len(a), len(b)) < 2:
         return math.nan
-    found = stats.permutation_test(
+    result = stats.permutation_test(
         (np.asarray(a), np.asarray(b)),
         lambda x, y, axis: np.mean(x, axis) - np.mean(y, axis),
         vectorized=True,
         n_resamples=10_000,
         random_state=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def almost_stochastic_order(

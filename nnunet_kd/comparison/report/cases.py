@@ -9,6 +9,7 @@ import os
 import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from glob import escape
 from pathlib import Path
 
 import numpy as np
@@ -41,10 +42,10 @@ def domain_of(settings: CompareSettings, name: str, cases: Sequence[str]) -> Dom
     if name not in settings.domains:
         raise KDError(f"domain {name} is not in {settings.file}: known are {', '.join(settings.domains)}")
     domain = parse_domain(f"{name}={settings.domains[name].domain}", nnunet_folder("nnUNet_raw"))
-    there = [c for c in domain.cases if c in set(cases)]
-    if not there:
+    present_cases = [c for c in domain.cases if c in set(cases)]
+    if not present_cases:
         raise KDError(f"domain {name}: none of the cases with rows is in {domain.labels}: convert the data set as it was then")
-    return dataclasses.replace(domain, cases=there)
+    return dataclasses.replace(domain, cases=present_cases)
 
 
 def data_card(settings: CompareSettings, name: str, groups: Sequence[Group]) -> dict[str, str]:
@@ -98,7 +99,7 @@ def training_curves_of(settings: CompareSettings, group: Group) -> dict[str, lis
     if not results or source is None:
         return {}
     seed, fold = group.trainings[0]
-    ending = f"{f'_seed{seed}' if seed else ''}__{settings.configuration}"
+    ending = f"{f'_seed{seed}' if seed else ''}__{escape(settings.configuration)}"
     names = [f"*__KD_{slug(group.method)}_*_{h}{ending}" for h in sorted(group.hashes)]
     names += [f"*__nnUNetTeacherPlans{ending}"] * (group.method == "teacher")
     for name in names:
@@ -122,7 +123,7 @@ def read_fsd(settings: CompareSettings, texts: Sequence[str], groups: Sequence[G
     Raises:
         KDError: a method without rows, a file that is no such result, or none of its targets among the domains.
     """
-    found = []
+    fsd_rows = []
     for text in texts:
         method, _, place = text.partition("=")
         if not method or not place:
@@ -130,11 +131,13 @@ def read_fsd(settings: CompareSettings, texts: Sequence[str], groups: Sequence[G
         if method not in {g.method for g in groups}:
             known = ", ".join(dict.fromkeys(g.method for g in groups))
             raise KDError(f"--fsd {text}: method {method} has no rows, known are {known}")
-        own = [row for entry in _fsd_entries(Path(place)) if (row := _fsd_row(settings, method, entry, groups)) is not None]
-        if not own:
+        rows_of_file = [
+            row for entry in _fsd_entries(Path(place)) if (row := _fsd_row(settings, method, entry, groups)) is not None
+        ]
+        if not rows_of_file:
             raise KDError(f"--fsd {text}: none of its sources and targets are domains with rows ({', '.join(datasets)})")
-        found += own
-    return found
+        fsd_rows += rows_of_file
+    return fsd_rows
 
 
 def _fsd_entries(file: Path) -> list[dict]:
@@ -153,8 +156,8 @@ def _fsd_row(settings: CompareSettings, method: str, entry: Mapping, groups: Seq
     if entry.get("comparison", "domains") != "domains":
         return None
     name = method if entry["network"] == "student" else "teacher"
-    there = [g for g in groups if g.method == name and entry["source"] in g.scores and entry["target"] in g.scores]
-    group = next((g for g in there if not is_unseen(settings, g.source, entry["source"])), there[0] if there else None)
+    matching = [g for g in groups if g.method == name and entry["source"] in g.scores and entry["target"] in g.scores]
+    group = next((g for g in matching if not is_unseen(settings, g.source, entry["source"])), matching[0] if matching else None)
     value = entry.get("relative_extrapolated")
     value = entry["relative"] if value is None else value
     if group is None or value is None:

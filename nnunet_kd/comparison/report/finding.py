@@ -53,8 +53,8 @@ def _sentence(
         verdict = "the interval holds 0" if d.low <= 0 <= d.high else ""
         limits = "" if d.low != d.low else f"95% interval {100 * d.low:+.2f} to {100 * d.high:+.2f}"
         p = "" if tested.holm != tested.holm else f"Wilcoxon p after Holm {p_value(tested.holm)}"
-        said = "; ".join(filter(None, (limits, verdict, p))) or "too few cases for an interval"
-        text += f", {100 * d.mean:+.2f} points against {against} ({said})"
+        statistics = "; ".join(filter(None, (limits, verdict, p))) or "too few cases for an interval"
+        text += f", {100 * d.mean:+.2f} points against {against} ({statistics})"
     teachers = [g for g in groups if g.source == source and g.method == "teacher" and g.valid(dataset)]
     text += f"; the teacher's is {teachers[0].mean(dataset):.3f}" if teachers else ""
     return [f"{text}."]

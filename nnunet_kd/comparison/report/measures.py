@@ -30,11 +30,11 @@ class Measures:
 
 def measures(group: Group, dataset: str) -> Measures:
     """What a group's rows say of one dataset beside the Dice."""
-    found = {column: by_dataset.get(dataset, {}) for column, by_dataset in group.measured.items()}
-    best, dice = found.get("best_dice", {}), group.valid(dataset)
+    by_column = {column: by_dataset.get(dataset, {}) for column, by_dataset in group.measured.items()}
+    best, dice = by_column.get("best_dice", {}), group.valid(dataset)
     marked = group.marked.get(dataset, {})
     gain = _mean([value - dice[key] for key, value in best.items()])
-    hd95, best_dice, offset = (_mean(list(found.get(c, {}).values())) for c in ("hd95", "best_dice", "best_offset"))
+    hd95, best_dice, offset = (_mean(list(by_column.get(c, {}).values())) for c in ("hd95", "best_dice", "best_offset"))
     return Measures(hd95, best_dice, gain, offset, sum(marked.values()), len(marked))
 
 
@@ -53,12 +53,12 @@ def measure_tables(groups: Sequence[Group], datasets: Sequence[str]) -> dict[str
         "Marked although empty: images without any annotated pixel in which something was predicted, over all seeds. They are "
         "in no Dice and no HD95."
     )
-    found = {
+    tables = {
         "Distance of the surfaces": _table(hd95, groups, datasets, lambda m: "" if math.isnan(m.hd95) else f"{m.hd95:.2f}"),
         "Dice at the best offset": _table(best, groups, datasets, _best_cell),
         "Marked although empty": _table(empty, groups, datasets, _marked_cell),
     }
-    return {title: t for title, t in found.items() if t is not None}
+    return {title: t for title, t in tables.items() if t is not None}
 
 
 def measure_columns(group: Group, dataset: str) -> dict[str, object]:
@@ -85,11 +85,11 @@ def _marked_cell(m: Measures) -> str:
 def _table(caption: str, groups: Sequence[Group], datasets: Sequence[str], cell: Callable[[Measures], str]) -> Table | None:
     names = Names(groups)
     cells = [[cell(measures(g, d)) for d in datasets] for g in groups]
-    there = [i for i in range(len(datasets)) if any(line[i] for line in cells)]
-    if not there:
+    filled_columns = [i for i in range(len(datasets)) if any(line[i] for line in cells)]
+    if not filled_columns:
         return None
-    rows = [[*names.cells(g), *(line[i] for i in there)] for g, line in zip(groups, cells, strict=True) if any(line)]
-    return Table(caption, [*names.header, *(datasets[i] for i in there)], rows, texts=names.texts)
+    rows = [[*names.cells(g), *(line[i] for i in filled_columns)] for g, line in zip(groups, cells, strict=True) if any(line)]
+    return Table(caption, [*names.header, *(datasets[i] for i in filled_columns)], rows, texts=names.texts)
 
 
 def _mean(values: Sequence[float]) -> float:

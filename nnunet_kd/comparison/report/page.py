@@ -8,8 +8,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from nnunet_kd.comparison.analysis.costs import NetworkCost, network_costs
 from nnunet_kd.comparison.analysis.differences import Comparison, compare_with
 from nnunet_kd.comparison.analysis.groups import Group, collect, datasets_of, interval, is_unseen
@@ -36,6 +34,7 @@ from nnunet_kd.evaluation.report.contours import contour_figure
 from nnunet_kd.evaluation.report.page import data_uri, template
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_text
+from nnunet_kd.utils.progress import progress
 
 FEW = 6  # methods in pictures of cases and training curves, unless --methods says which
 
@@ -78,9 +77,9 @@ def write_comparison(
 
 
 def _reference(settings: CompareSettings, groups: Sequence[Group]) -> str:
-    there = [g.method for g in groups]
-    plain = [n for n, m in settings.methods.items() if m.role == "student" and m.preset == "student" and n in there]
-    return (plain or there)[0]
+    methods = [g.method for g in groups]
+    plain = [n for n, m in settings.methods.items() if m.role == "student" and m.preset == "student" and n in methods]
+    return (plain or methods)[0]
 
 
 class _Page:
@@ -114,32 +113,35 @@ class _Page:
 
     def _of_kind(self, unseen: bool) -> list[str]:
         """Domains that are home, or unseen, to any of the groups evaluated there."""
-        found = ((d, g) for d in self.datasets for g in self.groups if d in g.scores)
-        return list(dict.fromkeys(d for d, g in found if is_unseen(self.settings, g.source, d) is unseen))
+        pairs = ((d, g) for d in self.datasets for g in self.groups if d in g.scores)
+        return list(dict.fromkeys(d for d, g in pairs if is_unseen(self.settings, g.source, d) is unseen))
 
     def chosen(self, dataset: str | None = None) -> dict[int, Group]:
         """At most FEW groups, for pictures: teachers, the reference, then those with most trainings and the highest Dice."""
-        there = {i: g for i, g in enumerate(self.groups) if dataset is None or g.valid(dataset)}
-        rank = [i for i in there if is_teacher(self.settings, there[i]) and there[i].method == "teacher"]
-        rank += [i for i in there if there[i].method == self.against]
+        candidates = {i: g for i, g in enumerate(self.groups) if dataset is None or g.valid(dataset)}
+        rank = [i for i in candidates if is_teacher(self.settings, candidates[i]) and candidates[i].method == "teacher"]
+        rank += [i for i in candidates if candidates[i].method == self.against]
         rank += sorted(
-            there,
-            key=lambda i: (-len(there[i].trainings), -sum(there[i].mean(d) for d in there[i].scores if there[i].valid(d))),
+            candidates,
+            key=lambda i: (
+                -len(candidates[i].trainings),
+                -sum(candidates[i].mean(d) for d in candidates[i].scores if candidates[i].valid(d)),
+            ),
         )
-        return {i: there[i] for i in sorted(list(dict.fromkeys(rank))[:FEW])}
+        return {i: candidates[i] for i in sorted(list(dict.fromkeys(rank))[:FEW])}
 
     def add_pictures(self, domains: Sequence[str], required: bool) -> None:
         measured: dict[int, list[float]] = {}
         for name in domains:
             try:
-                found = overlay(self.settings, name, self.chosen(name), self.names)
+                cases = overlay(self.settings, name, self.chosen(name), self.names)
             except KDError as error:
                 if required:
                     raise
                 self.notes.append(f"No cases of {name} are shown: {error}.")
                 continue
-            self.rows[name] = found.rows
-            for i, seconds in found.cpu_seconds.items():
+            self.rows[name] = cases.rows
+            for i, seconds in cases.cpu_seconds.items():
                 measured.setdefault(i, []).append(seconds)
         self.costs = _with_times(self.groups, self.costs, measured)
 
@@ -172,10 +174,15 @@ class _Page:
                 f"FSD against the loss of Dice for {len(shown)} pairs of method and target, as in the table below",
                 "To the right: less like the source to the network. Upwards: more Dice is lost.",
             )
-        for name, rows in tqdm(self.rows.items(), desc="pictures", leave=False, disable=None):
+        for name, rows in progress(self.rows.items(), "pictures", unit="picture"):
+            try:
+                drawn_rows = contour_figure(rows, folder / "overlay.png")
+            except KDError as error:
+                self.notes.append(f"No cases of {name} are shown: {error}.")
+                continue
             self._add(
                 "overlays",
-                contour_figure(rows, folder / "overlay.png"),
+                drawn_rows,
                 f"{name}: outlines of the annotation and of the predictions of {', '.join(rows[0].predictions)} on "
                 f"{len(rows)} cases",
                 name,
@@ -298,10 +305,10 @@ def _with_times(groups: Sequence[Group], costs: Sequence[NetworkCost], measured:
     alike: dict[tuple, list[float]] = {}
     for i, seconds in measured.items():
         alike.setdefault((groups[i].params, costs[i].flops), []).extend(seconds)
-    found = []
+    completed = []
     for g, c in zip(groups, costs, strict=True):
         seconds = alike.get((g.params, c.flops))
         if c.cpu_seconds_per_case is None and seconds:
             c = dataclasses.replace(c, cpu_seconds_per_case=sum(seconds) / len(seconds))
-        found.append(c)
-    return found
+        completed.append(c)
+    return completed

@@ -64,11 +64,11 @@ def means(groups: Sequence[Group], datasets: Sequence[str]) -> Table:
     text = "Dice, mean over seeds and cases"
     if any(len(g.trainings) > 1 for g in groups):
         text += " ± standard deviation of the trainings' means"
-    found = Table(f"{text}.", [*names.header, *datasets, "CPU s per training"], texts=names.texts)
+    table = Table(f"{text}.", [*names.header, *datasets, "CPU s per training"], texts=names.texts)
     for g in groups:
         cpu = "" if g.cpu_seconds is None else f"{g.cpu_seconds:,.0f}"
-        found.rows.append([*names.cells(g), *(_mean_cell(g, d) for d in datasets), cpu])
-    return found
+        table.rows.append([*names.cells(g), *(_mean_cell(g, d) for d in datasets), cpu])
+    return table
 
 
 def _mean_cell(g: Group, dataset: str) -> str:
@@ -89,11 +89,11 @@ def failures(settings: CompareSettings, groups: Sequence[Group], datasets: Seque
         return Table(f"No case has a Dice below {limit:g}.", [])
     names = Names(groups)
     caption = f"Share of cases with a Dice below {limit:g}, and in brackets with a Dice of 0 (nothing found, or nothing right)."
-    found = Table(caption, [*names.header, *datasets], texts=names.texts)
+    table = Table(caption, [*names.header, *datasets], texts=names.texts)
     for i, g in enumerate(groups):
         cells = [f"{failed:.1%} ({zero:.1%})" for failed, zero in (shares.get((i, d), (math.nan, 0)) for d in datasets)]
-        found.rows.append([*names.cells(g), *("" if c.startswith("nan") else c for c in cells)])
-    return found
+        table.rows.append([*names.cells(g), *("" if c.startswith("nan") else c for c in cells)])
+    return table
 
 
 def cost_table(
@@ -107,13 +107,13 @@ def cost_table(
     header = [*names.header, "MFLOPs per patch", "CPU s per training", "Dice per 1,000 CPU s of training"]
     header += ["CPU s per case", "Dice per CPU s"] if timed else []
     caption = "Cost. FLOPs: one forward of a training patch, a multiply-add is two. Dice: mean of the unseen domains, if any."
-    found = Table(caption, header, texts=names.texts)
+    table = Table(caption, header, texts=names.texts)
     for g, c in zip(groups, costs, strict=True):
         dice = unseen_mean(settings, g, datasets)
         row = [_number(c.flops, 1e6, 1), _number(g.cpu_seconds), _ratio(1000 * dice, g.cpu_seconds)]
         row += [_number(c.cpu_seconds_per_case, 1, 2), _ratio(dice, c.cpu_seconds_per_case)] if timed else []
-        found.rows.append([*names.cells(g), *row])
-    return found
+        table.rows.append([*names.cells(g), *row])
+    return table
 
 
 def differences(compared: Sequence[Comparison], datasets: Sequence[str], against: str) -> Table:
@@ -123,18 +123,18 @@ def differences(compared: Sequence[Comparison], datasets: Sequence[str], against
         "whole clusters (children, patients; a case where the file names none) and whole seeds (with folds: trainings)."
     )
     names = Names([c.group for c in compared])
-    found = Table(note, [*names.header, *datasets], texts=names.texts)
+    table = Table(note, [*names.header, *datasets], texts=names.texts)
     for c in compared:
         size = f"{c.group.params:,}" if c.group.params == c.base.params else f"{c.group.params:,} against {c.base.params:,}"
         cells = [points(c.by_dataset[d].difference if d in c.by_dataset else None) for d in datasets]
-        found.rows.append([*names.cells(c.group, size, c.shared), *cells])
+        table.rows.append([*names.cells(c.group, size, c.shared), *cells])
     unit = "training" if any(fold for c in compared for _, fold in c.group.trainings) else "seed"
     for n in sorted({c.shared for c in compared if c.shared}):
         one = f" The interval then knows nothing of the variation between {unit}s." if n == 1 else ""
         lowest = f"{smallest_p_value(n, n):.2g}"
-        found.notes.append(f"With {n} against {n} {unit}s no {unit}-level p-value can go below {lowest}.{one}")
-    found.notes = ["\n".join(found.notes)] if found.notes else []
-    return found
+        table.notes.append(f"With {n} against {n} {unit}s no {unit}-level p-value can go below {lowest}.{one}")
+    table.notes = ["\n".join(table.notes)] if table.notes else []
+    return table
 
 
 def tests(compared: Sequence[Comparison], against: str) -> Table:
@@ -146,12 +146,12 @@ def tests(compared: Sequence[Comparison], against: str) -> Table:
         "clusters, for these trainings as they are; Holm: the same, corrected for all rows of this table; permutation: of the "
         f"trainings' mean Dice; ASO: almost stochastic order of them (below 0.5: better), from {ENOUGH} trainings a side."
     )
-    found = Table(caption, header, texts=names.texts)
+    table = Table(caption, header, texts=names.texts)
     for c in compared:
         for dataset, d in c.by_dataset.items():
             if math.isnan(d.wilcoxon) and math.isnan(d.permutation):
                 continue
-            found.rows.append(
+            table.rows.append(
                 [
                     *names.cells(c.group)[:-1],
                     dataset,
@@ -163,7 +163,7 @@ def tests(compared: Sequence[Comparison], against: str) -> Table:
                     "" if math.isnan(d.aso) else f"{d.aso:.2f}",
                 ]
             )
-    return found if found.rows else Table("Too few clusters and trainings for any test of the differences.", [])
+    return table if table.rows else Table("Too few clusters and trainings for any test of the differences.", [])
 
 
 def csv_rows(
@@ -179,7 +179,7 @@ def csv_rows(
         for dataset in datasets:
             if not g.valid(dataset) and not g.only_empty(dataset):
                 continue
-            found, by_training = interval(settings, g, dataset) or NOTHING, g.means(dataset)
+            dice_interval, by_training = interval(settings, g, dataset) or NOTHING, g.means(dataset)
             failed, zero = failed_share(g, dataset, settings.failed_below)
             common = {
                 "method": g.method,
@@ -191,17 +191,17 @@ def csv_rows(
                 "seeds": len(g.seeds),
                 "trainings": len(by_training),
                 "cases": len({case for _, case in g.valid(dataset)}),
-                "clusters": found.clusters,
-                "dice": found.mean,
+                "clusters": dice_interval.clusters,
+                "dice": dice_interval.mean,
                 "sd_of_trainings": deviation(list(by_training.values())),
-                "low": found.low,
-                "high": found.high,
+                "low": dice_interval.low,
+                "high": dice_interval.high,
                 f"below_{settings.failed_below:g}": failed,
                 "dice_0": zero,
                 "cpu_seconds_per_training": g.cpu_seconds,
                 "flops_per_patch": cost.flops,
                 "cpu_seconds_per_case": cost.cpu_seconds_per_case,
-                "dice_per_cpu_second": cost.cpu_seconds_per_case and found.mean / cost.cpu_seconds_per_case,
+                "dice_per_cpu_second": cost.cpu_seconds_per_case and dice_interval.mean / cost.cpu_seconds_per_case,
             } | measure_columns(g, dataset)
             pairs = [(c.base, c.by_dataset[dataset]) for c in compared if c.group is g and dataset in c.by_dataset]
             rows += [

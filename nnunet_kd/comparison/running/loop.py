@@ -90,16 +90,16 @@ def work(comparison: Comparison, bar: bool | None = None) -> dict[tuple, str]:
     """Do every run that is missing and that nobody else does. Returns ``{run.key: why}`` of those that failed."""
     committing = comparison.settings.commit and _can_commit(comparison)
     failed: dict[tuple, str] = {}
-    waiting_said: set[str] = set()
+    announced_waits: set[str] = set()
     while True:
-        state = _do_next(comparison, failed, committing, bar, waiting_said)
+        state = _do_next(comparison, failed, committing, bar, announced_waits)
         if state == "finished":
             return failed
         if state == "waiting":
             time.sleep(PAUSE)
 
 
-def _do_next(comparison: Comparison, failed: dict, committing: bool, bar: bool | None, waiting_said: set[str]) -> str:
+def _do_next(comparison: Comparison, failed: dict, committing: bool, bar: bool | None, announced_waits: set[str]) -> str:
     """Do the first run that can be done: "did one", "waiting" (the rest is others' work or waits for it) or "finished"."""
     waiting = False
     for run in left_over(comparison):
@@ -122,9 +122,9 @@ def _do_next(comparison: Comparison, failed: dict, committing: bool, bar: bool |
                 execute(comparison, run, lock.fd, _say, bar)
             except TrainedElsewhere as elsewhere:
                 waiting = True
-                if run.label not in waiting_said:
+                if run.label not in announced_waits:
                     _say(f"{run.label}: {elsewhere} is being trained by another program, waiting for it")
-                    waiting_said.add(run.label)
+                    announced_waits.add(run.label)
                 continue
             except KDError as error:
                 _fail(failed, run, str(error))
@@ -154,11 +154,11 @@ def left_over(comparison: Comparison) -> list[Run]:
 
 
 def _list(comparison: Comparison) -> None:
-    found = {run.label: status(comparison, run) for run in comparison.runs}
-    for label, text in found.items():
+    status_by_label = {run.label: status(comparison, run) for run in comparison.runs}
+    for label, text in status_by_label.items():
         print(f"{label}: {text}")
-    done = sum(text == "done" for text in found.values())
-    print(f"{done} of {len(found)} runs done")
+    done = sum(text == "done" for text in status_by_label.values())
+    print(f"{done} of {len(status_by_label)} runs done")
 
 
 def _report(comparison: Comparison, run: Run) -> None:
@@ -176,10 +176,10 @@ def _report(comparison: Comparison, run: Run) -> None:
         shown.append(f"{domain.name} {sum(values) / len(values):.4f}" if values else f"{domain.name} no Dice")
     cpu = (kept_model(comparison, run) or {}).get("cpu_seconds")
     time_text = "" if cpu is None else f", trained in {cpu:,.0f} CPU s"
-    _say(f"{run.label}: {', '.join(shown) or 'no domain'}{time_text}; {_left(comparison)}")
+    _say(f"{run.label}: {', '.join(shown) or 'no domain'}{time_text}; {_runs_left(comparison)}")
 
 
-def _left(comparison: Comparison) -> str:
+def _runs_left(comparison: Comparison) -> str:
     left = len(left_over(comparison))
     return f"{left} of {len(comparison.runs)} runs left"
 

@@ -35,7 +35,7 @@ def measure_run(comparison: Comparison, run: Run, domain: Domain, folder: Path, 
 
     with tempfile.TemporaryDirectory() as scratch:
         predicted = predict_domain(predictor, domain, Path(scratch), f"{run.label} on {domain.name}", see=see)
-        found = evaluate_predictions(domain, Path(scratch), wanted, ignore_label=labels.ignore_label)
+        metrics = evaluate_predictions(domain, Path(scratch), wanted, ignore_label=labels.ignore_label)
     # the first case pays for warming up; leave it out where there are others
     seconds = list(predicted.cpu_seconds.values())
     kept.setdefault("cpu_seconds_per_case", {}).setdefault(domain.name, round(statistics.median(seconds[1:] or seconds), 3))
@@ -59,7 +59,7 @@ def measure_run(comparison: Comparison, run: Run, domain: Domain, folder: Path, 
             "fold": run.fold if run.fold_named else "",
         }
         | measured_cells(values, curves[case])
-        for case, values in found.items()
+        for case, values in metrics.items()
     ]
 
 

@@ -36,12 +36,12 @@ class Job:
         if run is None or run.config_hash != self.config_hash:
             raise KDError(f"{self.file} has changed since the job was submitted: submit again")
         part = part_of(settings.csv, f"{run.source.name}_{run.model_name}".strip("_"))
-        own = [
+        finished_rows = [
             r
             for r in read_rows(settings.csv)
             if (r["method"], r["seed"], r["config_hash"]) == (run.method, str(run.seed), run.config_hash)
         ]
-        append_rows(part, own)  # what is done is not done again
+        append_rows(part, finished_rows)  # what is done is not done again
         alone = dataclasses.replace(settings, csv=part, commit=False)
         comparison = dataclasses.replace(comparison, settings=alone, runs=[run])
         if run.teacher is not None and kept_model(comparison, run) is None and kept_model(comparison, run.teacher) is None:
@@ -92,7 +92,7 @@ def submit(settings: CompareSettings, dry_run: bool = False) -> None:
             write_json(_note(run), {"job": job.job_id})
         elif job.exception() is not None:
             failed.append(run.label)
-            print(f"{run.label}: failed: {_why(job.exception())}", flush=True)
+            print(f"{run.label}: failed: {_failure_line(job.exception())}", flush=True)
     if slurm.cluster == "local":
         take_over_parts(settings.csv)
     if failed:
@@ -165,7 +165,7 @@ def _submit(make_executor: type, slurm: SlurmSettings, settings: CompareSettings
         ) from None
 
 
-def _why(error: Exception) -> str:
+def _failure_line(error: Exception) -> str:
     """The line that counts of submitit's message, which holds the job's traceback."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     errors = [line for line in lines if ERROR.match(line)]

@@ -67,9 +67,9 @@ def find_cases(
         raise KDError(f"{source} holds {len(images)} images of CHASE_DB1 (unexpected {unexpected}): expected {EXPECTED}")
     labels = {eye: path for eye in wanted if (path := files.get(f"image_{eye}_{OBSERVERS[observer]}.png"))}
     masks = find_masks(fov_masks, Path(source), IMAGE_NAME)
-    found = {"images": images, f"labels of observer {observer}": labels}
+    kinds = {"images": images, f"labels of observer {observer}": labels}
     if masks is not None:
-        found["field-of-view masks"] = masks = {eye: path for (eye,), path in masks.items()}
+        kinds["field-of-view masks"] = masks = {eye: path for (eye,), path in masks.items()}
     names = {eye: f"Image_{eye.upper()}" for eye in wanted}
     return [
         FundusCase(
@@ -79,7 +79,7 @@ def find_cases(
             masks[eye] if masks is not None else None,
             tag="Tr" if eye[:2] in SPLITS[split] else "Ts",
         )
-        for eye in check_listed(source, found, names, "CHASE_DB1", EXPECTED, missing)
+        for eye in check_listed(source, kinds, names, "CHASE_DB1", EXPECTED, missing)
     ]
 
 
@@ -120,7 +120,7 @@ def convert(
         folds = []
         if not corruptions:
             train = [f"CHASEDB1_{child}{eye}" for child in SPLITS[split] for eye in "LR"]
-            folds = folds_of_cases(train, lambda case: case[-3:-1], N_FOLDS, there={c.name for c in cases})  # by child
+            folds = folds_of_cases(train, lambda case: case[-3:-1], N_FOLDS, present={c.name for c in cases})  # by child
         if 0 < len(folds) < N_FOLDS:
             report.warnings.append(
                 f"only {len(folds)} folds (one child each): train folds 0 to {len(folds) - 1}, "

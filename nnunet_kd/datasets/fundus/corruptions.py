@@ -120,5 +120,5 @@ def _to_uint8(image: np.ndarray) -> np.ndarray:
 
 def _extent(fov: np.ndarray, axis: int) -> tuple[int, int]:
     """First index of the field of view and the one after its last, across `axis`."""
-    found = np.flatnonzero(fov.any(axis=axis))
-    return int(found[0]), int(found[-1]) + 1
+    indices = np.flatnonzero(fov.any(axis=axis))
+    return int(indices[0]), int(indices[-1]) + 1

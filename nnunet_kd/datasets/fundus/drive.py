@@ -48,17 +48,17 @@ def find_cases(source: str | Path, observer: int = 1, missing: list[str] | None 
         if not labels:
             warnings.append(f"no labels of observer {observer} for the {half} half ({half}/{OBSERVERS[observer]}): left out")
             continue
-        for what, found in (("images", images), ("field-of-view masks", masks), ("labels", labels)):
-            if (set(found) != set(numbers) and missing is None) or set(found) - set(numbers):
-                wrong = sorted(set(numbers) ^ set(found))
+        for what, paths in (("images", images), ("field-of-view masks", masks), ("labels", labels)):
+            if (set(paths) != set(numbers) and missing is None) or set(paths) - set(numbers):
+                wrong = sorted(set(numbers) ^ set(paths))
                 raise KDError(
-                    f"{source} holds {len(found)} {what} in the {half} half of DRIVE (see number {wrong[0]:02d}), "
-                    f"expected 20: {EXPECTED}" + ("" if set(found) - set(numbers) else f"; {ALLOW_MISSING}")
+                    f"{source} holds {len(paths)} {what} in the {half} half of DRIVE (see number {wrong[0]:02d}), "
+                    f"expected 20: {EXPECTED}" + ("" if set(paths) - set(numbers) else f"; {ALLOW_MISSING}")
                 )
-        there = [i for i in numbers if i in images and i in masks and i in labels]
+        complete = [i for i in numbers if i in images and i in masks and i in labels]
         if missing is not None:
-            missing += [f"{i:02d}_{half}" for i in numbers if i not in there]
-        cases += [FundusCase(f"DRIVE_{half}_{i:02d}", images[i], labels[i], masks[i]) for i in there]
+            missing += [f"{i:02d}_{half}" for i in numbers if i not in complete]
+        cases += [FundusCase(f"DRIVE_{half}_{i:02d}", images[i], labels[i], masks[i]) for i in complete]
     if not cases:
         raise KDError(f"{source} holds no labels of DRIVE's observer {observer}: expected {EXPECTED}")
     return cases, warnings

@@ -86,14 +86,14 @@ def find_field_of_view(image_rgb: np.ndarray) -> FieldOfView:
     step = max(1, min(brightest.shape) // WORKING_SIDE)
     small = ndimage.uniform_filter(brightest, step)[step // 2 :: step, step // 2 :: step] if step > 1 else brightest
     small, smooth = ndimage.gaussian_filter(small, 1), ndimage.gaussian_filter(brightest, 1)
-    level, found = _best_level(small)
+    level, outline = _best_level(small)
     if level is None:
         share = _region(small, BLACK_SURROUND).mean()
         raise KDError(
             f"no field of view found: only {100 * share:.0f}% of the image is brighter than {BLACK_SURROUND} of 255; the "
             "image is damaged, or needs a field-of-view mask"
         )
-    if found is None:
+    if outline is None:
         return FieldOfView(np.ones(brightest.shape, bool), level, None, "whole image")
     mask = _region(smooth, level)
     circle = fitted_circle(mask)

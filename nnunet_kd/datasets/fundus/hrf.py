@@ -43,11 +43,11 @@ def find_cases(source: str | Path, split: str = "first5", missing: list[str] | N
         "field-of-view masks": files.find(r"(\d\d)_(h|dr|g)_mask\.tiff?"),
     }
     wanted = {(f"{n:02d}", c): f"{n:02d}_{c}" for c in CLASSES for n in range(1, 16)}
-    there = check_listed(source, kinds, wanted, "HRF", EXPECTED, missing)
+    complete = check_listed(source, kinds, wanted, "HRF", EXPECTED, missing)
     images, labels, masks = kinds.values()
     return [
         FundusCase(f"HRF_{c}_{n}", images[n, c], labels[n, c], masks[n, c], tag="Tr" if int(n) in SPLITS[split] else "Ts")
-        for n, c in there
+        for n, c in complete
     ]
 
 
@@ -78,7 +78,7 @@ def convert(
         folds = []
         if split == "first5":
             train = [f"HRF_{c}_{n:02d}" for c in CLASSES for n in SPLITS[split]]
-            folds = folds_of_cases(train, lambda case: case[-2:], N_FOLDS, there={c.name for c in cases})
+            folds = folds_of_cases(train, lambda case: case[-2:], N_FOLDS, present={c.name for c in cases})
         with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
             convert_cases(
                 folder,

@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, UnidentifiedImageError
 from scipy import ndimage
-from tqdm import tqdm
 
 from nnunet_kd.datasets.fundus.corruptions import corrupt, severities
 from nnunet_kd.datasets.fundus.field_of_view import FieldOfView, find_field_of_view
@@ -23,6 +22,7 @@ from nnunet_kd.datasets.nnunet_format import ConversionReport, write_case, write
 from nnunet_kd.datasets.sources import SourceFiles
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
+from nnunet_kd.utils.progress import progress
 
 MASK_FOLDERS = r".*masks?.*"  # beside the images of a set that publishes none: not looked into unless asked for
 
@@ -54,10 +54,10 @@ def find_masks(folder: str | Path | None, root: Path, name: str) -> dict[tuple[s
     if folder is None:
         return None
     folder = next((f for f in (Path(folder).expanduser(), Path(root) / folder) if f.is_dir()), None) or Path(folder)
-    found = SourceFiles(folder).find(rf"{name}(?:[._-][^/]*)?\.(?:ppm|png|gif|tiff?|bmp|jpe?g)(?:\.gz)?")
-    if not found:
+    masks = SourceFiles(folder).find(rf"{name}(?:[._-][^/]*)?\.(?:ppm|png|gif|tiff?|bmp|jpe?g)(?:\.gz)?")
+    if not masks:
         raise KDError(f"{folder} holds no masks named as the images are: correct --fov-masks")
-    return found
+    return masks
 
 
 def masks_setting(folder: Path | None) -> dict:
@@ -106,7 +106,7 @@ def convert_cases(
     was meant.
     """
     log, sizes, found_fields = {}, Counter(), {}
-    for case in tqdm(cases, desc=report.dataset, unit="case", disable=None):
+    for case in progress(cases, report.dataset, leave=True):
         rgb, label = read_rgb(case.image), read_binary(case.label)
         published = read_binary(case.fov) if case.fov else None
         for path, array in ((case.label, label), (case.fov, published)):
@@ -120,8 +120,8 @@ def convert_cases(
             if not array.any():
                 raise KDError(f"{path} is empty (no pixel >= 128): the file is damaged, download it again")
         try:
-            found = find_field_of_view(rgb) if published is None else None
-            native_fov = found.mask if found else published
+            field = find_field_of_view(rgb) if published is None else None
+            native_fov = field.mask if field else published
             if case.corruption:
                 rgb = corrupt(rgb, native_fov, case.corruption, case.name)
             image, fov, geometry = prepare(rgb, native_fov, channels, fov_width)
@@ -136,18 +136,18 @@ def convert_cases(
             **({"corruption": case.corruption} if case.corruption else {}),
             **asdict(geometry),
             "canvas": geometry.canvas,
-            **({"field_of_view": found.description()} if found else {}),
+            **({"field_of_view": field.description()} if field else {}),
         }
-        if found:
-            found_fields[case.name] = found
+        if field:
+            found_fields[case.name] = field
     report.train_cases = sorted(c.name for c in cases if c.tag == "Tr")
     report.test_cases = sorted(c.name for c in cases if c.tag == "Ts")
     report.native_sizes = dict(sizes)
     _report_fields(found_fields, report)
     if set(sizes) != {expected_size}:
-        found = ", ".join(f"{w}x{h}" for w, h in sorted(set(sizes) - {expected_size}))
+        others = ", ".join(f"{w}x{h}" for w, h in sorted(set(sizes) - {expected_size}))
         report.warnings.append(
-            f"images are published with {expected_size[0]}x{expected_size[1]} pixels, found {found}: a resized copy; "
+            f"images are published with {expected_size[0]}x{expected_size[1]} pixels, found {others}: a resized copy; "
             "download the published set"
         )
     write_dataset_json(
@@ -182,7 +182,7 @@ def _report_fields(found: Mapping[str, FieldOfView], report: ConversionReport) -
     discs = [name for name, field in found.items() if field.kind == "disc"]
     text = f"found in {len(found)} images"
     if fits:
-        text += f"; {100 * min(fits):.0f} to {100 * max(fits):.0f}% of the outline on a circle"
+        text += f"; at least {100 * min(fits):.0f}% of the outline on a circle"
     if discs:
         text += f"; {len(discs)} with part of the rim lost taken as the whole disc ({', '.join(discs[:3])})"
     report.rows.append(("field of view", text))

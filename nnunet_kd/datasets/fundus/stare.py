@@ -42,14 +42,14 @@ def find_cases(
     files = SourceFiles(Path(source), without=MASK_FOLDERS)
     images, labels = files.find(r"im(\d{4})\.ppm(?:\.gz)?"), files.find(rf"im(\d{{4}})\.{observer}\.ppm(?:\.gz)?")
     wanted = {(f"{n:04d}",): f"im{n:04d}" for n in NUMBERS}
-    found, masks = (
+    kinds, masks = (
         {"images": images, f"labels of observer {observer}": labels},
         find_masks(fov_masks, Path(source), r"im(\d{4})"),
     )
     if masks is not None:
-        found["field-of-view masks"] = masks
-    there = check_listed(source, found, wanted, "STARE", EXPECTED, missing)
-    return [FundusCase(f"STARE_{k[0]}", images[k], labels[k], masks[k] if masks is not None else None) for k in there]
+        kinds["field-of-view masks"] = masks
+    complete = check_listed(source, kinds, wanted, "STARE", EXPECTED, missing)
+    return [FundusCase(f"STARE_{k[0]}", images[k], labels[k], masks[k] if masks is not None else None) for k in complete]
 
 
 def convert(

@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from nnunet_kd.datasets.nnunet_format import (
     dataset_folder,
     folds_by_group,
@@ -18,6 +16,7 @@ from nnunet_kd.datasets.nnunet_format import (
     write_splits,
 )
 from nnunet_kd.utils.files import write_json
+from nnunet_kd.utils.progress import progress
 
 N_FOLDS = 4
 
@@ -32,7 +31,6 @@ def write_domains(
     overwrite: bool,
     settings: Mapping[str, int],
     known: Mapping[str, Any],
-    progress: bool = True,
 ) -> dict[str, str]:
     """Write every domain as a dataset, with ids first_id, first_id + 1, ... in the order of `domains`.
 
@@ -52,7 +50,7 @@ def write_domains(
         with new_dataset_folder(raw, first_id + i, domain.name, overwrite) as folder:
             cases = []
             for p, (tag, n) in enumerate(parts.items()):
-                for k in tqdm(range(n), desc=f"{names[key]} {tag}", unit="case", disable=None if progress else True):
+                for k in progress(range(n), f"{names[key]} {tag}"):
                     case = f"{domain.name}_{'test_' if tag == 'Ts' else ''}{k:03d}"
                     write(folder, tag, case, domain, (i, p, k))
                     cases += [case] if tag == "Tr" else []

@@ -200,5 +200,4 @@ def generate(
 
     counts, settings = (n_train, n_test, n_unseen), {"seed": seed, "size": size}
     known = dict(channel_names=["gray"], labels=["vessel"], reference=__name__, description="Synthetic vessel trees")
-    # done in seconds: no progress bar
-    return write_domains(raw, preprocessed, first_id, DOMAINS, counts, write, overwrite, settings, known, progress=False)
+    return write_domains(raw, preprocessed, first_id, DOMAINS, counts, write, overwrite, settings, known)

@@ -158,9 +158,9 @@ def _convert(
 ) -> ConversionReport:
     with opened(source, raw, KEEP) as root:
         missing = [] if allow_missing else None
-        found = find_cases(root, modality, sequence, settings["split"], missing)
+        studies = find_cases(root, modality, sequence, settings["split"], missing)
         report = new_report(raw, preprocessed, dataset_id, name, overwrite, missing_cases=missing)
-        files = {case.name: (slices, pngs) for case, slices, pngs in found}
+        files = {case.name: (slices, pngs) for case, slices, pngs in studies}
         values = np.array([0, 1, 0, 0, 0] if labels == "liver" else range(5), np.uint8)
 
         def read(case: VolumeCase) -> tuple[SimpleITK.Image, SimpleITK.Image]:
@@ -172,7 +172,7 @@ def _convert(
         with new_dataset_folder(raw, dataset_id, name, overwrite) as folder:
             convert_volumes(
                 folder,
-                [case for case, *_ in found],
+                [case for case, *_ in studies],
                 report,
                 read,
                 root=root,

@@ -82,8 +82,8 @@ def convert(
     wrong with the source (see `find_cases` and `_read_case`) or the target folders.
     """
     with opened(source, raw, KEEP, parts=("imagestr", "labelstr")) as root:
-        found = SourceFiles(root).find(r"dataset\.json")
-        root = found[()].parent if found else root  # a folder further down
+        descriptions = SourceFiles(root).find(r"dataset\.json")
+        root = descriptions[()].parent if descriptions else root  # a folder further down
         missing = [] if allow_missing else None
         cases = find_cases(root, missing)
         report = new_report(raw, preprocessed, dataset_id, name, overwrite, missing_cases=missing)
@@ -124,8 +124,8 @@ def _listed(source: Path) -> list[str]:
 
 def _number(name: str) -> tuple[int, str]:
     """Sorting key: hippocampus_9 before hippocampus_10. Falsy for what is no case."""
-    found = re.fullmatch(r"hippocampus_(\d+)(?:\.nii\.gz)?", name)
-    return (int(found[1]), name) if found else ()
+    match = re.fullmatch(r"hippocampus_(\d+)(?:\.nii\.gz)?", name)
+    return (int(match[1]), name) if match else ()
 
 
 def _read_case(case: VolumeCase) -> tuple[SimpleITK.Image, SimpleITK.Image]:

@@ -68,11 +68,11 @@ def _pairs(
     source: str | Path, name: str, images: dict, labels: dict, expected: str, missing: list[str] | None
 ) -> list[VolumeCase]:
     alone = None if missing is None else []
-    there = check_pairs(source, images, labels, f"volumes of {name}", "label", expected, alone)
+    paired = check_pairs(source, images, labels, f"volumes of {name}", "label", expected, alone)
     if missing is not None:  # by number, those included of which there is no file at all
-        numbers = {int(key[0]) for key in there}
+        numbers = {int(key[0]) for key in paired}
         missing += [f"{name}_{n:03d}" for n in range(N_PUBLISHED) if n not in numbers]
-    return [VolumeCase(f"{name}_{int(key[0]):03d}", images[key], labels[key]) for key in there]
+    return [VolumeCase(f"{name}_{int(key[0]):03d}", images[key], labels[key]) for key in paired]
 
 
 def convert_lits17(

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK
-from tqdm import tqdm
 
 from nnunet_kd.datasets.nnunet_format import ConversionReport, check_choice, write_dataset_json
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import check_gzip, write_json
+from nnunet_kd.utils.progress import progress
 
 GEOMETRY_TOLERANCE = 1e-3  # mm, and of the direction cosines: NIfTI keeps them in single precision
 CHANNELS = {"modality": None, "zscore": "intensity"}  # nnU-Net knows "CT"; any other name means z-scores
@@ -55,7 +55,7 @@ def convert_volumes(
     another number is a warning. root: the source folder, for the log.
     """
     log, sizes, values, marked, voxels = {}, Counter(), set(), 0, 0
-    for case in tqdm(cases, desc=report.dataset, unit="case", disable=None):
+    for case in progress(cases, report.dataset, leave=True):
         image, label = read(case)
         counts = label_counts(SimpleITK.GetArrayViewFromImage(label))
         sizes[image.GetSize()] += 1
@@ -148,8 +148,8 @@ def label_counts(array: np.ndarray) -> dict[int | float, int]:
     counts: Counter = Counter()
     for part in array:
         if part.dtype == np.uint8:
-            found = np.bincount(part.ravel(), minlength=256)
-            counts.update({v: int(found[v]) for v in np.flatnonzero(found).tolist()})
+            histogram = np.bincount(part.ravel(), minlength=256)
+            counts.update({v: int(histogram[v]) for v in np.flatnonzero(histogram).tolist()})
         else:
             values, numbers = np.unique(part, return_counts=True)
             counts.update({int(v) if float(v).is_integer() else float(v): int(n) for v, n in zip(values, numbers, strict=True)})

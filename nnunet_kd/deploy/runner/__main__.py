@@ -52,17 +52,20 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command of a model folder. Returns the exit code; an error is one line on stderr and 2."""
-    beside = Path(__file__).resolve().parent.parent
+    model_folder = Path(__file__).resolve().parent.parent
     text = "Predict with this model. Needs no torch, no nnU-Net."
     parser = argparse.ArgumentParser(prog="python -m runner", description=text)
-    add_arguments(parser, beside if (beside / "model.json").is_file() else None)
+    add_arguments(parser, model_folder if (model_folder / "model.json").is_file() else None)
     try:
         run(parser.parse_args(arguments))
     except RunnerError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed: pip install -r {beside / 'runner' / 'requirements.txt'}", file=sys.stderr)
+        print(
+            f"error: {error.name} is not installed: pip install -r {model_folder / 'runner' / 'requirements.txt'}",
+            file=sys.stderr,
+        )
         return 2
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)

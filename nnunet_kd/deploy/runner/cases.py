@@ -28,12 +28,12 @@ def find_cases(folder: Path, model: Model) -> list[Case]:
     """
     if not folder.is_dir():
         raise RunnerError(f"no folder {folder}: check the path")
-    ending, found = _files(folder, model)
+    ending, files_by_case = _files(folder, model)
     cases = []
     # a single file may hold all channels (RGB); where any case has several, all must
-    single = all(list(by_channel) == [0] for by_channel in found.values())
+    single = all(list(by_channel) == [0] for by_channel in files_by_case.values())
     wanted = range(1 if single else len(model.channel_names))
-    for name, by_channel in sorted(found.items()):
+    for name, by_channel in sorted(files_by_case.items()):
         for channel in wanted:
             if channel not in by_channel:
                 file, title = folder / f"{name}_{channel:04d}{ending}", model.channel_names[channel]
@@ -50,15 +50,15 @@ def _files(folder: Path, model: Model) -> tuple[str, dict[str, dict[int, Path]]]
     names = sorted(p.name for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
     unnumbered = None
     for ending in dict.fromkeys((model.file_ending, *READERS[model.reader])):
-        found: dict[str, dict[int, Path]] = {}
+        files_by_case: dict[str, dict[int, Path]] = {}
         for name in (n for n in names if n.endswith(ending)):
             match = re.fullmatch(r"(.+)_(\d{4})", name[: -len(ending)])
             if match:
-                found.setdefault(match[1], {})[int(match[2])] = folder / name
+                files_by_case.setdefault(match[1], {})[int(match[2])] = folder / name
             else:
                 unnumbered = unnumbered or name
-        if found:
-            return ending, found
+        if files_by_case:
+            return ending, files_by_case
     if unnumbered:
         raise RunnerError(f"{folder / unnumbered} does not tell its channel: name files CASE_0000, CASE_0001, ... by channel")
     raise RunnerError(f"{folder} holds no image that ends in {model.file_ending}: check the path")

@@ -21,6 +21,8 @@ from .preprocess import prepare
 from .segment import segment
 from .sliding import predict_logits
 
+_NAMED = 3  # failed cases in the error's line
+
 
 class Predictor:
     """Predicts as nnU-Net's predictor does with the same model.
@@ -84,24 +86,34 @@ class Predictor:
 
         probabilities: also CASE.npz with "probabilities" (K, Z, Y, X), as nnU-Net writes it.
         bar: a progress bar; default: if stderr is a terminal.
+
+        Raises:
+            RunnerError: cases that cannot be predicted, at the end: one does not keep the others from being written.
         """
         cases = find_cases(Path(folder), self.model)
         out = Path(out)
         out.mkdir(parents=True, exist_ok=True)
-        written = []
+        written, failed = [], []
         with _Bar(len(cases), bar) as progress:
             for case in cases:
                 progress.case(case.name)
-                written.append(self._predict_case(case, out, probabilities, progress.tile))
+                try:
+                    written.append(self._predict_case(case, out, probabilities, progress.tile))
+                except RunnerError as error:
+                    failed.append(str(error))
+        if failed:
+            more = f"; and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
+            others = f" ({len(written)} of {len(cases)} cases were written to {out})" if len(cases) > 1 else ""
+            raise RunnerError(f"{'; '.join(failed[:_NAMED])}{more}{others}")
         return written
 
     def _predict_case(self, case: Case, out: Path, probabilities: bool, progress: Callable) -> Path:
         image = images.read(case.files, self.model.reader)
         try:
-            found = self._predict(image, probabilities, progress)
+            prediction = self._predict(image, probabilities, progress)
         except RunnerError as error:
             raise RunnerError(f"{case.name}: {error}") from error
-        labels, maps = found if probabilities else (found, None)
+        labels, maps = prediction if probabilities else (prediction, None)
         file = out / f"{case.name}{case.ending}"
         if maps is not None:
             temporary = out / f".writing_{case.name}.npz"

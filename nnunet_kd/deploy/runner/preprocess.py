@@ -31,7 +31,7 @@ def prepare(image: Image, model: Model, memory: Memory) -> Prepared:
     """What nnU-Net's DefaultPreprocessor does to a case without annotation.
 
     Raises:
-        RunnerError: the number of channels is wrong, or an RGB image is not one.
+        RunnerError: the number of channels is wrong, an RGB image is not one, or no voxel is left at the model's spacing.
     """
     channels = len(model.channel_names)
     if len(image.data) != channels:
@@ -56,8 +56,15 @@ def prepare(image: Image, model: Model, memory: Memory) -> Prepared:
     mask = _without_holes(nonzero[crop]) if masked else None
 
     shape = data.shape[1:]
-    how = model.data_resampling
-    resample = Resampler(shape, new_shape(shape, spacing, target), separate_axis(spacing, target, how), how)
+    resampling = model.data_resampling
+    resampled_shape = new_shape(shape, spacing, target)
+    if resampling.order is not None and 0 in resampled_shape:
+        axis = resampled_shape.index(0)
+        raise RunnerError(
+            f"too thin along {'zyx'[model.transpose_forward[axis]]}: {shape[axis]} voxel{'s' * (shape[axis] != 1)} of "
+            f"{spacing[axis]:g} mm with content, but the model reads voxels of {target[axis]:g} mm: check the image's spacing"
+        )
+    resample = Resampler(shape, resampled_shape, separate_axis(spacing, target, resampling), resampling)
     prepared = memory.empty((channels, *resample.target), np.float32)
     for channel, (values, scheme) in enumerate(zip(data, model.normalization, strict=True)):
         resample(normalize(values.astype(np.float32), scheme, mask), prepared[channel])

@@ -66,25 +66,25 @@ class Resampler:
         back = None
         if self.separate == 0:  # each slice for itself, and each only once
             needed, back = np.unique(self._pick(0)[start:stop], return_inverse=True)
-            found = source[needed].astype(np.float32)
+            resized = source[needed].astype(np.float32)
             if bounds is not None:
                 bounds = tuple(b[needed] for b in bounds)
         elif self.maps[0] is None:
-            found = source[start:stop].astype(np.float32)
+            resized = source[start:stop].astype(np.float32)
         else:
             rows = self.maps[0][start:stop]
             low, high = _support(rows)
-            found = _product(source[low:high].astype(np.float32), rows[:, low:high], 0)
+            resized = _product(source[low:high].astype(np.float32), rows[:, low:high], 0)
         for axis in (1, 2):
             if axis != self.separate and self.maps[axis] is not None:
-                found = _product(found, self.maps[axis], axis)
+                resized = _product(resized, self.maps[axis], axis)
         if bounds is not None:
-            np.clip(found, *bounds, out=found)
+            np.clip(resized, *bounds, out=resized)
         if back is not None:
-            return found[back] if len(needed) < stop - start else found
+            return resized[back] if len(needed) < stop - start else resized
         if self.separate is not None and self.maps[self.separate] is not None:
-            found = np.take(found, self._pick(self.separate), axis=self.separate)
-        return found
+            resized = np.take(resized, self._pick(self.separate), axis=self.separate)
+        return resized
 
     def __call__(self, source: np.ndarray, out: np.ndarray) -> None:
         """Resize `source` into `out`, a few slices at a time."""

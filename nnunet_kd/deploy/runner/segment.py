@@ -19,11 +19,11 @@ def segment(
 
     The logits are resampled, then thresholded; outside the cropped region is background.
     """
-    how = model.logits_resampling
-    axis = separate_axis(prepared.network_spacing, prepared.spacing, how)
-    resample = Resampler(logits.shape[1:], prepared.cropped_shape, axis, how)
+    resampling = model.logits_resampling
+    axis = separate_axis(prepared.network_spacing, prepared.spacing, resampling)
+    resample = Resampler(logits.shape[1:], prepared.cropped_shape, axis, resampling)
     bounds = [resample.bounds(channel) for channel in logits]
-    rounded = how.keep_type or resample.nothing_to_do
+    rounded = resampling.keep_type or resample.nothing_to_do
     kind = np.uint8 if model.largest_label < 255 else np.uint16
     whole = memory.zeros(prepared.shape_before_crop, kind)
     labels = whole[prepared.crop]
@@ -39,9 +39,9 @@ def segment(
             return values.astype(np.float16).astype(np.float32) if rounded else values
 
         if maps is not None:
-            found = _nonlinearity(np.stack([channel(k) for k in range(model.outputs)]), model)
-            maps[(slice(None), *prepared.crop)][:, start:stop] = found
-            labels[start:stop] = _labels(found.__getitem__, model, 0.5, kind)
+            part_maps = _nonlinearity(np.stack([channel(k) for k in range(model.outputs)]), model)
+            maps[(slice(None), *prepared.crop)][:, start:stop] = part_maps
+            labels[start:stop] = _labels(part_maps.__getitem__, model, 0.5, kind)
         else:
             labels[start:stop] = _labels(channel, model, 0.0, kind)
     whole = np.ascontiguousarray(whole.transpose(model.transpose_backward))
@@ -52,18 +52,18 @@ def _labels(channel: Callable[[int], np.ndarray], model: Model, threshold: float
     """The largest channel's number, the first of equals; for regions the last in their order that exceeds `threshold`."""
     best = channel(0)
     if model.regions_class_order is not None:
-        found = np.zeros(best.shape, kind)
+        labels = np.zeros(best.shape, kind)
         for k, label in enumerate(model.regions_class_order):
-            found[(best if k == 0 else channel(k)) > threshold] = label
-        return found
-    found = np.zeros(best.shape, kind)
+            labels[(best if k == 0 else channel(k)) > threshold] = label
+        return labels
+    labels = np.zeros(best.shape, kind)
     for k in range(1, model.outputs):
         values = channel(k)
         larger = values > best
-        found[larger] = k
+        labels[larger] = k
         if k + 1 < model.outputs:
             best = np.where(larger, values, best)
-    return found
+    return labels
 
 
 def _nonlinearity(logits: np.ndarray, model: Model) -> np.ndarray:

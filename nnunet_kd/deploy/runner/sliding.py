@@ -127,10 +127,10 @@ def _one_fold(
 
 def _mirrored(network: Network, x: np.ndarray, combinations: list[tuple[int, ...]]) -> np.ndarray:
     """Mean over mirrored copies; the first combination is none. May be the network's own array, of its next call too."""
-    found = network(x)
+    logits = network(x)
     if len(combinations) == 1:
-        return found
-    total = np.array(found, dtype=np.float32)
+        return logits
+    total = np.array(logits, dtype=np.float32)
     for axes in combinations[1:]:
         total += np.flip(network(np.ascontiguousarray(np.flip(x, axes))), axes)
     total /= len(combinations)

@@ -23,7 +23,6 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
-from tqdm import tqdm
 
 from nnunet_kd.augmentation.views import Views as Augmentation
 from nnunet_kd.config.presets import NAMES, settings_of
@@ -42,6 +41,7 @@ from nnunet_kd.nnunet_io.trained_fold import OpenFold, TrainedFold
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import sha256
 from nnunet_kd.utils.finite import SkipStep
+from nnunet_kd.utils.progress import progress
 from nnunet_kd.utils.random_state import random_state, seed_everything, set_random_state
 
 PRESET = "kd+adjusted+mirrored"  # whose MSANs are fitted where nothing else is said, as in docs/results.md
@@ -189,7 +189,7 @@ def _train(run: AlignedRun, fit: Fit, folder: Path, cases: list[str], name: str)
     seed_everything(fit.seed)
     last: list[dict[str, float]] = []
     lost = 0
-    for step in tqdm(range(fit.steps), desc=f"MSAN of {name}", unit="step", leave=False, disable=None):
+    for step in progress(range(fit.steps), f"MSAN of {name}", unit="step"):
         batch = loader.generate_train_batch()
         images, truth = batch["data"].float(), batch["target"][:, 0].long()
         onehot = onehot_maps(truth, labels)

@@ -21,7 +21,6 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager, convert_labelmap_to_one_hot
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
-from tqdm import tqdm
 
 from nnunet_kd.config.recipe import config_of
 from nnunet_kd.config.run import SECTION
@@ -34,7 +33,9 @@ from nnunet_kd.networks.stages import StagePair, StageTable, StageTap, decode, e
 from nnunet_kd.nnunet_io.model_folder import ModelFolder
 from nnunet_kd.nnunet_io.teacher_folder import load_teacher
 from nnunet_kd.nnunet_io.trained_fold import OpenFold, TrainedFold
+from nnunet_kd.utils.dataset_json import channel_names
 from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.progress import progress
 
 
 @dataclass
@@ -190,7 +191,7 @@ def semantic_vectors(
     vectors: dict[str, list[np.ndarray]] = {}
     owners: list[str] = []
     manager = run.labels
-    for case in tqdm(domain.cases, desc=f"vectors {domain.name}", unit="case", leave=False, disable=None):
+    for case in progress(domain.cases, f"vectors {domain.name}"):
         data, labels = _preprocess(run, domain, case, annotated)
         for images, truth in _batches(data, labels, run.model, step, batch_size):
             owners += [case] * len(images)
@@ -240,7 +241,7 @@ def _batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
     """Patches of the training size ``(B, C, *S)`` with their annotation ``(B, *S)``, one batch at a time."""
     patch = list(PlansManager(model.plans).get_configuration(model.configuration).patch_size)
-    images = len(model.dataset_json.get("channel_names", model.dataset_json.get("modality")))  # a cascade's maps follow
+    images = len(channel_names(model.dataset_json))  # a cascade's maps follow
     stack = data if labels is None else np.concatenate([data, labels[None].astype(data.dtype)])
     waiting: list[torch.Tensor] = []
     for cut in _patches(stack, patch, step, images):

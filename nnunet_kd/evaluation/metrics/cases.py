@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from tqdm import tqdm
 
 from nnunet_kd.evaluation.images import read_map, read_probabilities
 from nnunet_kd.evaluation.metrics.overlap import Region, case_metrics, pooled, summarise
 from nnunet_kd.evaluation.metrics.roc import Roc
 from nnunet_kd.utils.errors import KDError
+from nnunet_kd.utils.progress import progress
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -66,8 +66,8 @@ def measure(
     function = partial(_measure_case, tuple(labels), ignore_label, tolerance, cldice_3d)
     cases: dict[str, dict] = {}
     total: dict[str, Roc] = {}
-    found = tqdm(in_order(function, files, workers), total=len(files), desc=label, unit="case", leave=False, disable=None)
-    for item, (values, rocs) in zip(files, found, strict=True):
+    measured = progress(in_order(function, files, workers), label, total=len(files))
+    for item, (values, rocs) in zip(files, measured, strict=True):
         cases[item.case] = values
         total = {name: total[name] + roc if name in total else roc for name, roc in rocs.items()}
     return Measured(cases, summarise(cases), pooled(cases, total or None))

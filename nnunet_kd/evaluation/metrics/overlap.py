@@ -92,7 +92,7 @@ def case_metrics(
     counted = None if fov is None else np.asarray(fov, dtype=bool)
     if ignore_label is not None:
         counted = (truth != ignore_label) if counted is None else counted & (truth != ignore_label)
-    found = {}
+    by_label = {}
     for i, label in enumerate(labels):
         p, t = (np.isin(a, label) if isinstance(label, _REGION) else a == label for a in (prediction, truth))
         values = _binary_metrics(p, t, counted, spacing, tolerance, cldice_3d)
@@ -102,14 +102,14 @@ def case_metrics(
             values["auc"] = roc.area()
             if rocs is not None:
                 rocs[name_of(label)] = roc
-        found[name_of(label)] = values
+        by_label[name_of(label)] = values
     unit = "px" if spacing is None else "mm"
-    if len(found) == 1:
-        return {**next(iter(found.values())), "hd95_unit": unit}
-    result: dict = {m: _mean([f[m] for f in found.values()]) for m in METRICS if m in next(iter(found.values()))}
-    result.update({c: sum(f[c] for f in found.values()) for c in COUNTS})
-    result["failed"] = any(f["failed"] for f in found.values())
-    return {**result, "hd95_unit": unit, "labels": found}
+    if len(by_label) == 1:
+        return {**next(iter(by_label.values())), "hd95_unit": unit}
+    result: dict = {m: _mean([f[m] for f in by_label.values()]) for m in METRICS if m in next(iter(by_label.values()))}
+    result.update({c: sum(f[c] for f in by_label.values()) for c in COUNTS})
+    result["failed"] = any(f["failed"] for f in by_label.values())
+    return {**result, "hd95_unit": unit, "labels": by_label}
 
 
 def centreline_dice(prediction: np.ndarray, truth: np.ndarray) -> float:
@@ -133,7 +133,8 @@ def summarise(cases: Mapping[str, dict]) -> dict:
     """Mean of every metric over the cases in which it is defined.
 
     Returns:
-        ``{metric: mean, "n": cases, "failures": cases with one empty mask, "undefined": cases without a Dice}``. Failures
+        ``{metric: mean, "n": cases, "failures": cases with one empty mask, "undefined": cases without a Dice,
+        "auc_undefined": cases without an AUC, if there are any with probabilities}``. Failures
         are "missed" (nothing predicted) or "false_alarms" (nothing there); with several labels these two are in
         ``"labels": {name: the same}``.
 
@@ -147,6 +148,8 @@ def summarise(cases: Mapping[str, dict]) -> dict:
     summary["n"] = len(values)
     summary["failures"] = sum(bool(v["failed"]) for v in values)
     summary["undefined"] = sum(math.isnan(v["dice"]) for v in values)
+    if "auc" in summary:
+        summary["auc_undefined"] = sum(math.isnan(v.get("auc", math.nan)) for v in values)
     if "hd95_unit" in values[0]:
         summary["hd95_unit"] = values[0]["hd95_unit"]
     names = values[0].get("labels", {})

@@ -32,13 +32,13 @@ class Roc:
 
     @classmethod
     def count(cls, probabilities: np.ndarray, truth: np.ndarray) -> Roc:
-        """Of probabilities in [0, 1] and a boolean truth of the same shape.
+        """Of probabilities in [0, 1] and a boolean truth of the same shape. Of none, as where nothing counts, the area is NaN.
 
         Raises:
             ValueError: a probability outside [0, 1], or NaN.
         """
         p = np.asarray(probabilities, dtype=np.float32).ravel()
-        if not p.size or not (p.min() >= -1e-6 and p.max() <= 1 + 1e-6):
+        if p.size and not (p.min() >= -1e-6 and p.max() <= 1 + 1e-6):
             raise ValueError("probabilities must lie between 0 and 1")
         p = p.clip(0, 1)
         high = p > 0.5

@@ -14,6 +14,7 @@ from matplotlib.patches import Rectangle
 from scipy import ndimage
 
 from nnunet_kd.evaluation.report.figures import new_figure, save_figure
+from nnunet_kd.utils.errors import KDError
 
 TRUTH, PREDICTION = "#56B4E9", "#E69F00"
 
@@ -43,6 +44,9 @@ def contour_figure(rows: Sequence[CasePicture], file: Path) -> Path:
 
     Large organs are enlarged to their bounding box; thin structures to a part on which the models err, because their
     outlines are not to be seen at full view. Volumes: the slice with most of the truth.
+
+    Raises:
+        KDError: an image is less than two pixels wide.
     """
     models = list(rows[0].predictions)
     figure = new_figure(2.35 * (len(models) + 1), 2.55 * len(rows) + 0.4)
@@ -80,13 +84,20 @@ def _outline(axis: Axes, labels: np.ndarray, colour: str, width: float) -> None:
 
 
 def _plane(row: CasePicture) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-    if row.truth.ndim == 2:
-        return row.image, row.truth, dict(row.predictions)
-    foreground = (row.truth > 0).sum((1, 2))
-    if not foreground.any():
-        foreground = sum((p > 0).sum((1, 2)) for p in row.predictions.values())
-    z = int(foreground.argmax())
-    return row.image[z], row.truth[z], {n: p[z] for n, p in row.predictions.items()}
+    image, truth, predictions = row.image, row.truth, dict(row.predictions)
+    if truth.ndim == 3:
+        image = image[0] if image.ndim == 4 else image  # the first of several channels
+        across = 0 if min(truth.shape[1:]) > 1 else 1 + int(np.argmin(truth.shape[1:]))  # a single slice is shown whole
+        image, truth = np.moveaxis(image, across, 0), np.moveaxis(truth, across, 0)
+        predictions = {n: np.moveaxis(p, across, 0) for n, p in predictions.items()}
+        foreground = (truth > 0).sum((1, 2))
+        if not foreground.any():
+            foreground = sum((p > 0).sum((1, 2)) for p in predictions.values())
+        z = int(foreground.argmax())
+        image, truth, predictions = image[z], truth[z], {n: p[z] for n, p in predictions.items()}
+    if min(truth.shape) < 2:
+        raise KDError(f"{row.title} is a line of {'x'.join(map(str, row.truth.shape))}, which has no outlines to draw")
+    return image, truth, predictions
 
 
 def _window(truth: np.ndarray, predictions: Sequence[np.ndarray]) -> tuple[int, int, int]:

@@ -59,8 +59,8 @@ def paired_difference(
     if variance == 0:
         return mean, mean, mean
     # degrees of freedom of a sum of means after Welch and Satterthwaite
-    together = variance**2 / sum(v**2 / f for v, f in zip(variances, freedom, strict=True))
-    half = float(stats.t.ppf((1 + confidence) / 2, together)) * math.sqrt(variance)
+    degrees_of_freedom = variance**2 / sum(v**2 / f for v, f in zip(variances, freedom, strict=True))
+    half = float(stats.t.ppf((1 + confidence) / 2, degrees_of_freedom)) * math.sqrt(variance)
     return mean, mean - half, mean + half
 
 
@@ -118,12 +118,14 @@ def _sentence(report: Mapping, place: str, domains: Sequence[str]) -> str:
     value, n = mean_dice(best, domains), sum(len(best["domains"][d]["cases"]) for d in domains)
     over = f"a mean Dice of {value:.3f} over {n} case{'s' if n > 1 else ''}"
     if len(ranked) == 1:
-        text = f"{place} {_called(best)} reaches {over}"
+        text = f"{place} {_name_in_sentence(best)} reaches {over}"
     else:
         # distilled against undistilled is what the reader asks; without a control, the two best
         kind = not _is_control(best)
         rival = next((m for m in ranked[1:] if _is_control(m) == kind), ranked[1])
-        text = f"{place} {_called(best)} is the best student with {over}, {_gap(best, rival, domains, len(ranked) - 1)}"
+        text = (
+            f"{place} {_name_in_sentence(best)} is the best student with {over}, {_gap(best, rival, domains, len(ranked) - 1)}"
+        )
     teacher = teacher_of(report)
     theirs = math.nan if teacher is None else mean_dice(teacher, domains)
     if not math.isnan(theirs):
@@ -133,12 +135,12 @@ def _sentence(report: Mapping, place: str, domains: Sequence[str]) -> str:
 
 def _gap(best: Mapping, rival: Mapping, domains: Sequence[str], choices: int) -> str:
     mean, low, high = paired_difference(best, rival, domains, 1 - 0.05 / choices)
-    text = f"{mean:.3f} above {_called(rival)}"
+    text = f"{mean:.3f} above {_name_in_sentence(rival)}"
     if math.isnan(low):
         return f"{text} (too few cases to tell this from noise)"
     judged = "more than the variation between cases" if low > 0 else "within noise"
     return f"{text} ({judged}: 95% interval {low:+.3f} to {high:+.3f})"
 
 
-def _called(model: Mapping) -> str:
+def _name_in_sentence(model: Mapping) -> str:
     return f"the undistilled {model['name']}" if _is_control(model) else model["name"]

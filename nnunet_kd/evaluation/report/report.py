@@ -6,7 +6,8 @@ import csv
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from nnunet_kd.evaluation.report.finding import (
 )
 from nnunet_kd.evaluation.report.page import data_uri, template
 from nnunet_kd.evaluation.report.vector_map import vector_map
+from nnunet_kd.utils.errors import first_line
 from nnunet_kd.utils.tables import aligned_table
 
 FSD_TABLES = (  # title, comparisons (fsd/compare.py), what is compared
@@ -70,25 +72,29 @@ def write_report(
 
     Returns:
         The path of report.html.
-
-    Raises:
-        KDError: an image, label or prediction for the pictures is missing or unreadable.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if predictions is None:
         predictions = {m["name"]: {d: folder / "predictions" / m["name"] / d for d in m["domains"]} for m in report["models"]}
     report["title"] = title or report.get("title") or "Evaluation"
+    write_measurements(report, folder)  # before the pictures: they may fail, after hours of predicting
     pictures = draw_figures(report, folder, domains, predictions)
     report["figures"] = {p["name"]: p["file"] for p in pictures}
-    text = json.dumps(json_ready(report), indent=2, allow_nan=False) + "\n"
-    (folder / "report.json").write_text(text, encoding="utf-8")
-    write_csv(report, folder / "report.csv")
+    write_measurements(report, folder)
     for picture in pictures:
         picture["uri"] = data_uri(folder / picture["file"])
     page = folder / "report.html"
     page.write_text(render(report, pictures), encoding="utf-8")
     return page
+
+
+def write_measurements(report: dict, folder: Path) -> None:
+    """report.json and report.csv alone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(json_ready(report), indent=2, allow_nan=False) + "\n"
+    (folder / "report.json").write_text(text, encoding="utf-8")
+    write_csv(report, folder / "report.csv")
 
 
 def render(report: Mapping, pictures: Sequence[Mapping] = ()) -> str:
@@ -124,22 +130,32 @@ def render(report: Mapping, pictures: Sequence[Mapping] = ()) -> str:
 
 
 def draw_figures(
-    report: Mapping, folder: Path, domains: Sequence[Domain] = (), predictions: Predictions | None = None
+    report: dict, folder: Path, domains: Sequence[Domain] = (), predictions: Predictions | None = None
 ) -> list[dict]:
-    """Draw every picture there is data for: ``[{"name", "section", "file", "alt", "caption"}]``."""
+    """Draw every picture there is data for: ``[{"name", "section", "file", "alt", "caption"}]``.
+
+    One that cannot be drawn is left out, with a line on standard error and in the report's note.
+    """
     models = ordered(report["models"])
     styles = figures.model_styles([(m["name"], m["role"]) for m in models])
-    found = []
+    pictures = []
 
-    def add(section: str, name: str, file: Path | None, alt: str, caption: str) -> None:
+    def add(section: str, name: str, draw: Callable[[], Path | None], alt: str, caption: str) -> None:
+        try:
+            file = draw()
+        except Exception as error:  # matplotlib raises all kinds, and what was measured is worth more than a picture
+            line = f'The picture "{name}" is left out: {first_line(error)}.'
+            print(f"nnunet-kd: warning: {line}", file=sys.stderr)
+            report["note"] = " ".join(filter(None, [report.get("note", "").replace(line, "").strip(), line]))
+            return
         if file is not None:
-            found.append({"section": section, "name": name, "file": file.name, "alt": alt, "caption": caption})
+            pictures.append({"section": section, "name": name, "file": file.name, "alt": alt, "caption": caption})
 
     dice = {m["name"]: {d: _dice(v["cases"]) for d, v in m["domains"].items()} for m in models}
     add(
         "dice",
         "dice",
-        figures.dice_dots(
+        lambda: figures.dice_dots(
             {m: {d: list(c.values()) for d, c in by_domain.items()} for m, by_domain in dice.items()},
             styles,
             folder / "dice.png",
@@ -152,21 +168,26 @@ def draw_figures(
         shown = [m["name"] for m in models if domain.name in m["domains"]]
         if shown:
             students = [m["name"] for m in models if m["role"] != "teacher"]
-            rows = _picture_rows(domain, {n: dice[n][domain.name] for n in shown}, students, predictions or {})
-            if rows:
+            ranked = _ranked(domain, {n: dice[n][domain.name] for n in shown}, students)
+
+            def outlines(domain: Domain = domain, shown: list = shown, ranked: list = ranked) -> Path:
+                rows = _picture_rows(domain, {n: dice[n][domain.name] for n in shown}, ranked, predictions or {})
+                return contour_figure(rows, folder / f"outlines_{_slug(domain.name)}.png")
+
+            if ranked:
                 add(
                     "pictures",
                     domain.name,
-                    contour_figure(rows, folder / f"outlines_{_slug(domain.name)}.png"),
+                    outlines,
                     f"{domain.name}: outlines of the annotation and of the predictions of {', '.join(shown)} on "
-                    f"{len(rows)} case(s)",
+                    f"{len(ranked)} case(s)",
                     domain.name,
                 )
     curves = {m["name"]: m["curves"] for m in models if m.get("curves")}
     add(
         "curves",
         "curves",
-        figures.training_curves(curves, styles, folder / "curves.png"),
+        lambda: figures.training_curves(curves, styles, folder / "curves.png"),
         f"Training curves of {', '.join(curves)}: segmentation loss, validation Dice and every distillation term",
         "One panel for each logged value. Losses of different patch sizes or with different views cannot be compared.",
     )
@@ -175,7 +196,7 @@ def draw_figures(
         add(
             "fsd",
             "fsd",
-            figures.fsd_bars(report["fsd"], folder / "fsd.png"),
+            lambda: figures.fsd_bars(report["fsd"], folder / "fsd.png"),
             f"Relative Frechet Semantic Distance from {report['fsd'][0]['source']} to {targets}; the numbers are in the "
             "table below",
             "Grey: how far the raw FSD reaches by chance, when the cases are dealt to the two sets at random. A diamond "
@@ -183,15 +204,19 @@ def draw_figures(
         )
     vectors = {model: Path(file) for model, file in report.get("fsd_vectors", {}).items() if Path(file).is_file()}
     if vectors:
-        samples = {model: read_vectors(file) for model, file in vectors.items()}
+
+        def places() -> Path:
+            samples = {model: read_vectors(file) for model, file in vectors.items()}
+            return vector_map(samples, folder / "vectors.png", seed=report.get("seed") or 0)
+
         add(
             "fsd",
             "vectors",
-            vector_map(samples, folder / "vectors.png", seed=report.get("seed") or 0),
+            places,
             f"Semantic vectors of {', '.join(vectors)} in two dimensions, coloured by domain",
             "One mark for each patch; colour: domain, shape: case. Distances in t-SNE have no scale.",
         )
-    return found
+    return pictures
 
 
 def print_table(report: Mapping) -> str:
@@ -209,13 +234,13 @@ def write_csv(report: Mapping, file: Path) -> Path:
     metrics = [*METRICS, *COUNTS]
     rows = []
     for model in ordered(report["models"]):
-        for domain, found in model["domains"].items():
-            for case, values in found["cases"].items():
+        for domain, domain_result in model["domains"].items():
+            for case, values in domain_result["cases"].items():
                 row = {
                     "model": model["name"],
                     "role": model["role"],
                     "domain": domain,
-                    "unseen": found["unseen"],
+                    "unseen": domain_result["unseen"],
                     "case": case,
                     "failed": values["failed"],
                     "hd95_unit": values["hd95_unit"],
@@ -249,14 +274,17 @@ def number(value: float | None, digits: int = 3) -> str:
     return "–" if math.isnan(as_float(value)) else f"{value:,.{digits}f}"
 
 
-def _picture_rows(
-    domain: Domain, dice: Mapping[str, Mapping[str, float]], students: Sequence[str], predictions: Predictions
-) -> list[CasePicture]:
+def _ranked(domain: Domain, dice: Mapping[str, Mapping[str, float]], students: Sequence[str]) -> list[tuple[str, str]]:
     ranked_by = [n for n in dice if n in students] or list(dice)
     # a case that one model has no Dice for has none in the others either: the annotation is empty, or nobody found a thing
-    mean = {c: float(np.mean([dice[n][c] for n in ranked_by])) for c in domain.cases}
+    return best_median_worst({c: float(np.mean([dice[n][c] for n in ranked_by])) for c in domain.cases})
+
+
+def _picture_rows(
+    domain: Domain, dice: Mapping[str, Mapping[str, float]], ranked: Sequence[tuple[str, str]], predictions: Predictions
+) -> list[CasePicture]:
     rows = []
-    for rank, case in best_median_worst(mean):
+    for rank, case in ranked:
         maps = {n: read_map(predictions[n][domain.name] / f"{case}{domain.file_ending}")[0] for n in dice}
         rows.append(
             CasePicture(

@@ -240,3 +240,20 @@ def test_thick_tiff_with_its_spacing(tmp_path):
     write(image.data[0] > 100, tmp_path / "case_0.tif", "Tiff3DIO", image.geometry)
     assert np.array_equal(read([tmp_path / "case_0.tif"], "Tiff3DIO").data, image.data > 100)
     assert json.loads((tmp_path / "case_0.json").read_text()) == {"spacing": [3.0, 0.5, 0.5]}
+
+
+def test_an_image_too_thin_for_the_models_spacing_is_named_and_the_others_are_predicted(model, source, tmp_path, capsys):
+    """stock nnU-Net fails on such a volume, too: no voxel would be left."""
+    folder = shutil.copytree(source, tmp_path / "images")
+    thin = images(tmp_path / "thin", (1, 18, 16), channels=2, spacing=(0.3, 1.0, 1.0))
+    for channel in range(2):
+        shutil.copy(thin / f"case_0_{channel:04d}.nii.gz", folder / f"case_0_thin_{channel:04d}.nii.gz")
+    said = message(capsys, "-m", model, "-i", folder, "-o", tmp_path / "out")
+    assert "case_0_thin: too thin along z: 1 voxel of 0.3 mm with content, but the model reads voxels of 1 mm" in said
+    assert "(2 of 3 cases were written to" in said
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["case_0.nii.gz", "case_1.nii.gz"]
+    for k in range(5):
+        (folder / f"case_0_bad{k}_0000.nii.gz").write_bytes(b"no image")
+        (folder / f"case_0_bad{k}_0001.nii.gz").write_bytes(b"no image")
+    said = message(capsys, "-m", model, "-i", folder, "-o", tmp_path / "again")
+    assert "case_0_bad2_0000" in said and "; and 3 more (2 of 8 cases" in said

@@ -1,12 +1,15 @@
 """FSD against scipy's matrix square root and closed-form Gaussians; its companions against what they promise."""
 
 import itertools
+import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
+from nnunet_kd.cli.main import main
 from nnunet_kd.evaluation.fsd.distance import (
     bootstrap_interval,
     compare,
@@ -231,3 +234,23 @@ def test_compare_with_too_little_to_go_on():
     assert math.isnan(r["kernel_interval"][0])
     collapsed = compare(*(Sample(x, list("aabbccddee")) for x in (np.ones((10, 6)), b)), bootstrap=20)
     assert any("collapsed" in w for w in collapsed["warnings"]) and math.isnan(collapsed["relative"])
+
+
+def test_the_command_writes_its_numbers_though_no_picture_can_be_drawn(monkeypatch, tmp_path, capsys, tiny_dataset):
+    found = SimpleNamespace(rows=[], msans={}, samples={})
+    monkeypatch.setattr("nnunet_kd.evaluation.fsd.compare.prepare_runs", lambda *_: [])
+    monkeypatch.setattr("nnunet_kd.evaluation.fsd.compare.compare_models", lambda *_, **__: found)
+    monkeypatch.setattr("nnunet_kd.evaluation.fsd.vector_files.save_vectors", lambda *_: {})
+
+    def broken(*_, **__):
+        assert (tmp_path / "fsd.json").is_file()
+        raise TypeError("no such colour")
+
+    monkeypatch.setattr("nnunet_kd.evaluation.report.vector_map.vector_map", broken)
+    monkeypatch.setattr("nnunet_kd.evaluation.report.figures.fsd_bars", broken)
+    command = ["fsd", "--model", "m=folder", "--source", "a=950:Tr", "--target", "b=950:Tr", "-o", str(tmp_path / "fsd.json")]
+    assert main(command) == 0
+    assert json.loads((tmp_path / "fsd.json").read_text())["fsd"] == []
+    assert capsys.readouterr().err.splitlines() == [
+        f"nnunet-kd: warning: the picture {name} is left out: no such colour" for name in ("fsd_vectors.png", "fsd.png")
+    ]

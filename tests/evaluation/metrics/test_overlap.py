@@ -171,3 +171,21 @@ def test_one_slice_of_a_volume_is_measured_as_a_picture():
     tube = np.zeros((12, 12, 40), bool)
     tube[4:8, 4:8] = True
     assert case_metrics(tube[:, 1:], tube[:, 1:], cldice_3d=True)["cldice"] == 1
+
+
+@pytest.mark.parametrize("labels", [(1,), (1, 2)])
+def test_a_case_where_nothing_counts_has_no_auc_and_does_not_take_the_others_away(labels):
+    """All ignored, or an empty field of view: NaN and counted as such, as for every other metric."""
+    truth, score = np.zeros((6, 6), np.uint8), np.linspace(0, 1, 36).reshape(6, 6)
+    truth[3:] = 1
+    scores, total = [score] * len(labels), {}
+    good = case_metrics(truth, truth, labels, probabilities=scores, rocs=total)
+    assert total["1"].area() == 1
+    nothing = {
+        "ignored": case_metrics(truth, truth * 0 + 3, labels, ignore_label=3, probabilities=scores, rocs=(ignored := {})),
+        "outside": case_metrics(truth, truth, labels, fov=truth > 1, probabilities=scores),
+    }
+    assert all(np.isnan(case["auc"]) and np.isnan(case["dice"]) for case in nothing.values())
+    found = summarise({"good": good, **nothing})
+    assert found["auc"] == good["auc"] == 1 and found["auc_undefined"] == found["undefined"] == 2
+    assert (total["1"] + ignored["1"]).area() == 1

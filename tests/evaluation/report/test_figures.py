@@ -9,6 +9,7 @@ from skimage.io import imread
 
 from nnunet_kd.evaluation.report import contours, figures
 from nnunet_kd.evaluation.report.contours import CasePicture
+from nnunet_kd.utils.errors import KDError
 
 
 def _near(picture: np.ndarray, colour: str) -> int:
@@ -130,3 +131,21 @@ def test_fsd_bars_take_what_could_not_be_computed(tmp_path: Path):
     with_dot = imread(figures.fsd_bars([whole, nothing], tmp_path / "f.png"))
     without = imread(figures.fsd_bars([{**nothing, "network": "student"}, nothing], tmp_path / "g.png"))
     assert _near(with_dot, figures.STUDENTS[0]) > _near(without, figures.STUDENTS[0]) + 50
+
+
+@pytest.mark.parametrize("shape", [(9, 1, 7), (9, 7, 1), (1, 9, 7), (9, 7)])
+def test_a_single_slice_is_shown_whole_along_any_axis(shape):
+    truth = np.zeros(shape, np.uint8)
+    truth[tuple(slice(2, 5) if n > 1 else 0 for n in shape)] = 1
+    image, plane, predictions = contours._plane(CasePicture("case", 2.0 * truth, truth, {"m": truth}, {"m": 1.0}))
+    np.testing.assert_array_equal(plane, truth.squeeze())
+    np.testing.assert_array_equal(image, 2 * plane)
+    np.testing.assert_array_equal(predictions["m"], plane)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 7), (1, 7, 1), (7, 1, 1), (1, 7), (7, 1)])
+def test_a_line_has_no_outlines(shape, tmp_path):
+    line = np.ones(shape, np.uint8)
+    row = CasePicture("best: a", line, line, {"m": line}, {"m": 1.0})
+    with pytest.raises(KDError, match=f"best: a is a line of {'x'.join(map(str, shape))}"):
+        contours.contour_figure([row], tmp_path / "x.png")

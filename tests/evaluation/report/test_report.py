@@ -18,7 +18,6 @@ from nnunet_kd.evaluation.fsd import distance as fsd
 from nnunet_kd.evaluation.fsd.sample import Sample
 from nnunet_kd.evaluation.metrics.overlap import case_metrics, pooled, summarise
 from nnunet_kd.evaluation.report.report import json_ready, print_table, write_csv, write_report
-from nnunet_kd.utils.errors import KDError
 
 MODELS = {"teacher": 0.004, "student": 0.03, "kd": 0.022, "gkd": 0.018}  # share of pixels that get a random value
 TRAINERS = {
@@ -244,10 +243,23 @@ def test_text_table(written):
     assert f"{written[0]['models'][0]['domains']['Noise']['dice']:.3f}" in lines[2] and "31,402" in lines[5]
 
 
-def test_missing_prediction_is_named(written, tmp_path):
-    report, _, domains = written
-    with pytest.raises(KDError, match=r"predictions.teacher.Source.source_\d\d\.png does not exist"):
-        write_report(json.loads(json.dumps(json_ready(report))), tmp_path, None, domains)
+def test_what_was_measured_is_written_though_no_picture_can_be_drawn(written, tmp_path, capsys, monkeypatch):
+    """Predictions that have gone, and a matplotlib that does not work at all: a line for each picture, and the numbers."""
+    report, page, domains = written
+
+    def broken(*_args):
+        assert json.loads((tmp_path / "report.json").read_text())["models"] and (tmp_path / "report.csv").is_file()
+        raise TypeError("no such colour")
+
+    monkeypatch.setattr("nnunet_kd.evaluation.report.figures.dice_dots", broken)
+    again = write_report(json.loads(json.dumps(json_ready(report))), tmp_path, None, domains)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == 'nnunet-kd: warning: The picture "dice" is left out: no such colour.'
+    assert re.search(r'picture "Source" is left out: .*predictions.teacher.Source.source_\d\d\.png does not exist', lines[1])
+    assert (
+        "no such colour" in again.read_text()
+        and (tmp_path / "report.csv").read_text() == (page.parent / "report.csv").read_text()
+    )
 
 
 def test_smallest_report(written, tmp_path):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from ranks import on_two_ranks
 
 from nnunet_kd.losses import inter_graph_loss, intra_graph_loss
 from nnunet_kd.utils.distributed import gather_with_gradient
@@ -188,7 +188,7 @@ def _rank(rank, file, counts, path):
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 def test_two_ranks_with_uneven_batches_equal_one_process(tmp_path):
     counts = [2, 1]
-    mp.spawn(_rank, (str(tmp_path / "store"), counts, str(tmp_path)), nprocs=2)
+    on_two_ranks(_rank, str(tmp_path / "store"), counts, str(tmp_path))
     student, teacher = vectors(1, 3, 4, 0).requires_grad_(), vectors(1, 3, 6, 1)
     loss = inter_graph_loss(student, teacher)
     loss.backward()
