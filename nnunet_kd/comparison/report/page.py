@@ -14,7 +14,9 @@ from nnunet_kd.comparison.analysis.groups import Group, collect, datasets_of, in
 from nnunet_kd.comparison.git import in_work_tree
 from nnunet_kd.comparison.report import figures as drawn
 from nnunet_kd.comparison.report.cases import data_card, overlay, read_fsd, training_curves_of
+from nnunet_kd.comparison.report.finding import finding, is_teacher
 from nnunet_kd.comparison.report.measures import measure_tables
+from nnunet_kd.comparison.report.names import group_names
 from nnunet_kd.comparison.report.tables import (
     check_against,
     cost_table,
@@ -22,13 +24,13 @@ from nnunet_kd.comparison.report.tables import (
     differences,
     failed_share,
     failures,
-    p_value,
     points,
     tests,
 )
 from nnunet_kd.comparison.rows import read_rows
 from nnunet_kd.comparison.settings import CompareSettings
 from nnunet_kd.evaluation.report import figures
+from nnunet_kd.evaluation.report.contours import contour_figure
 from nnunet_kd.evaluation.report.page import data_uri, template
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_text
@@ -86,7 +88,7 @@ class _Page:
     def __init__(self, settings: CompareSettings, groups: list[Group], against: str) -> None:
         self.settings, self.groups, self.against = settings, groups, against
         self.datasets = datasets_of(settings, groups)
-        self.names = _group_names(groups)
+        self.names = group_names(groups)
         self.costs: list[NetworkCost] = network_costs(settings, groups)
         self.compared: list[Comparison] = compare_with(settings, groups, self.datasets, against)
         roles = {n: m.role for n, m in settings.methods.items()}
@@ -117,7 +119,7 @@ class _Page:
     def chosen(self, dataset: str | None = None) -> dict[int, Group]:
         """At most FEW groups, for pictures: teachers, the reference, then those with most trainings and the highest Dice."""
         candidates = {i: g for i, g in enumerate(self.groups) if dataset is None or g.valid(dataset)}
-        rank = [i for i in candidates if self.is_teacher(candidates[i]) and candidates[i].method == "teacher"]
+        rank = [i for i in candidates if is_teacher(self.settings, candidates[i]) and candidates[i].method == "teacher"]
         rank += [i for i in candidates if candidates[i].method == self.against]
         rank += sorted(
             candidates,
@@ -127,10 +129,6 @@ class _Page:
             ),
         )
         return {i: candidates[i] for i in sorted(list(dict.fromkeys(rank))[:FEW])}
-
-    def is_teacher(self, group: Group) -> bool:
-        method = self.settings.methods.get(group.method)
-        return method is not None and method.role == "teacher"
 
     def add_pictures(self, domains: Sequence[str], required: bool) -> None:
         measured: dict[int, list[float]] = {}
@@ -178,7 +176,7 @@ class _Page:
             )
         for name, rows in progress(self.rows.items(), "pictures", unit="picture"):
             try:
-                drawn_rows = figures.contour_figure(rows, folder / "overlay.png")
+                drawn_rows = contour_figure(rows, folder / "overlay.png")
             except KDError as error:
                 self.notes.append(f"No cases of {name} are shown: {error}.")
                 continue
@@ -232,7 +230,7 @@ class _Page:
         best = {}
         for d in self.datasets:
             for source in {g.source for g in self.groups}:
-                students = [g for g in self.groups if g.source == source and g.valid(d) and not self.is_teacher(g)]
+                students = [g for g in self.groups if g.source == source and g.valid(d) and not is_teacher(self.settings, g)]
                 if students:
                     best[source, d] = max(students, key=lambda g, d=d: g.mean(d))
         lines = []
@@ -255,41 +253,8 @@ class _Page:
                         "best": best.get((g.source, d)) is g,
                     }
                 )
-            lines.append({"group": g, "teacher": self.is_teacher(g), "cells": cells})
+            lines.append({"group": g, "teacher": is_teacher(self.settings, g), "cells": cells})
         return lines
-
-    def finding(self) -> list[str]:
-        """A sentence per unseen domain (per domain where none is unseen) and source: the best student against the reference."""
-        sentences = []
-        for source in dict.fromkeys(g.source for g in self.groups):
-            here = [d for d in self.datasets if any(g.source == source and g.valid(d) for g in self.groups)]
-            for d in [d for d in here if is_unseen(self.settings, source, d)] or here:
-                sentences += self._sentence(source, d)
-        return sentences
-
-    def _sentence(self, source: str, dataset: str) -> list[str]:
-        students = [g for g in self.groups if g.source == source and g.valid(dataset) and not self.is_teacher(g)]
-        most = max((len(g.means(dataset)) for g in students), default=0)
-        students = [g for g in students if len(g.means(dataset)) == most]
-        if not students:
-            return []
-        best = max(students, key=lambda g: g.mean(dataset))
-        seeds = f"{most} training{'s' if most > 1 else ''} each"
-        text = (
-            f"{f'From {source} to' if source else 'On'} {dataset}, {best.method} has the highest mean Dice of the "
-            f"{len(students)} students with {seeds}: {best.mean(dataset):.3f}"
-        )
-        tested = next((c.by_dataset[dataset] for c in self.compared if c.group is best and dataset in c.by_dataset), None)
-        if tested is not None:
-            d = tested.difference
-            verdict = "the interval holds 0" if d.low <= 0 <= d.high else ""
-            limits = "" if d.low != d.low else f"95% interval {100 * d.low:+.2f} to {100 * d.high:+.2f}"
-            p = "" if tested.holm != tested.holm else f"Wilcoxon p after Holm {p_value(tested.holm)}"
-            statistics = "; ".join(filter(None, (limits, verdict, p))) or "too few cases for an interval"
-            text += f", {100 * d.mean:+.2f} points against {self.against} ({statistics})"
-        teachers = [g for g in self.groups if g.source == source and g.method == "teacher" and g.valid(dataset)]
-        text += f"; the teacher's is {teachers[0].mean(dataset):.3f}" if teachers else ""
-        return [f"{text}."]
 
     def render(self, distances: Sequence[dict], commands: Sequence[str]) -> str:
         from nnunet_kd.evaluation.evaluate import versions
@@ -303,7 +268,7 @@ class _Page:
             yaml=self.settings.file.read_text(encoding="utf-8"),
             against=self.against,
             datasets=self.datasets,
-            finding=self.finding(),
+            finding=finding(self.settings, self.groups, self.datasets, self.compared, self.against),
             notes=self.notes,
             matrix=self.matrix(),
             sources=len({g.source for g in self.groups}) > 1,
@@ -325,29 +290,6 @@ class _Page:
             commands=commands,
             few=FEW,
         )
-
-
-def _group_names(groups: Sequence[Group]) -> dict[int, str]:
-    """The groups' names by place: the method, and what else it takes to tell them apart."""
-
-    def tagged(g: Group, keys: Sequence[str]) -> str:
-        tags = {"source": g.source, "params": f"{g.params:,}", "iterations": f"{g.iterations:,} it."}
-        return ", ".join([g.method, *(tags[k] for k in keys)])
-
-    for keys in (
-        (),
-        ("source",),
-        ("params",),
-        ("iterations",),
-        ("source", "params"),
-        ("source", "iterations"),
-        ("params", "iterations"),
-        ("source", "params", "iterations"),
-    ):
-        names = [tagged(g, keys) for g in groups]
-        if len(set(names)) == len(names):
-            break
-    return dict(enumerate(names))
 
 
 def _by_case(group: Group, dataset: str) -> list[float]:
