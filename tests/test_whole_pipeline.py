@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
+from dataset_variants import as_before_2_5, change, modality
 from small_runs import known_trainers
-from variants import as_before_2_5, change, modality
 
 from nnunet_kd.cli.main import main
 

@@ -242,12 +242,12 @@ def test_learning_rates_of_the_file_reach_the_plans(lab):
 
     plain, usual = rates()
     own, other = rates(student={**CONTENT["student"], "initial_lr": 0.002})
-    assert plain == [0.01, 0.01] and own == [0.01, 0.002] and other != usual
-    # a student takes its teacher's, unless it has its own
+    # a small student takes the rate of its size, unless it has its own or its teacher's is of another optimizer
+    assert plain == [0.01, 0.1] and own == [0.01, 0.002] and other != usual
     teacher = {**CONTENT["teacher"], "initial_lr": 0.003}
     assert rates(teacher=teacher)[0] == [0.003, 0.003]
     assert rates(teacher=teacher, student={**CONTENT["student"], "initial_lr": 0.01})[0] == [0.003, 0.01]
-    assert rates(student={**CONTENT["student"], "initial_lr": 0.01})[1] == usual
+    assert rates(student={**CONTENT["student"], "initial_lr": 0.1})[1] == usual
 
 
 def test_a_comparison_from_nothing_then_skipped_then_only_what_is_missing(lab, capsys):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import SimpleITK
 import tifffile
+from dataset_variants import as_before_2_5, change, modality
 from small_runs import known_trainers
-from variants import as_before_2_5, change, modality
 
 from nnunet_kd.cli.main import main
 from nnunet_kd.deploy.export import export_model

@@ -323,7 +323,7 @@ def test_a_training_without_a_teacher_of_its_fold_leaves_nothing(tiny_teacher, e
     trainer = make("nnUNetTrainerKD", student(tiny_teacher, "FAULTfold", epochs=1, iterations=1), fold=3)
     fold = Path(trainer.output_folder)
     assert fold.is_dir()
-    with pytest.raises(KDError, match="fold_3/checkpoint_final.pth is missing"):
+    with pytest.raises(KDError, match="no checkpoint at .*fold_3/checkpoint_final.pth"):
         trainer.run_training()
     assert not fold.exists() and not fold.parent.exists() and fold.parents[1].is_dir()
 
@@ -334,7 +334,7 @@ def test_what_else_lies_in_the_folder_stays(tiny_teacher, external_trainers):
     trained = make("nnUNetTrainerKD", plans, fold=3)
     fold = Path(trained.output_folder)
     (fold / "notes.txt").write_text("mine")
-    with pytest.raises(KDError, match="is missing"):
+    with pytest.raises(KDError, match="no checkpoint at"):
         trained.run_training()
     assert [file.name for file in fold.iterdir()] == ["notes.txt"]
     assert (fold.with_name("fold_0") / "checkpoint_final.pth").is_file()

@@ -224,7 +224,7 @@ def variants(tmp_path, monkeypatch):
 def test_variants_of_nnunet_are_mixed_in_behind_our_trainer(tiny_teacher, variants, name):
     trainer = make(f"Ours{name}", student(tiny_teacher, f"SW{name}", epochs=10, iterations=20))
     trainer.on_train_start()
-    assert (trainer.num_epochs, trainer.initial_lr) == (10, 0.01)  # the plans' schedule
+    assert (trainer.num_epochs, trainer.initial_lr) == (10, 0.1)  # the plans' schedule, a small student's rate
     for epoch, active in ((0, {"kd"}), (2, {"kd"}), (5, {"kd", "intra", "inter", "cross_ts", "cross_st"})):
         before, values = weights(trainer), one_step(trainer, epoch)
         assert {k for k in ("kd", "intra", "inter", "cross_ts", "cross_st") if np.isfinite(values[k])} == active

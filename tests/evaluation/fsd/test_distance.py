@@ -238,6 +238,7 @@ def test_compare_with_too_little_to_go_on():
 
 def test_the_command_writes_its_numbers_though_no_picture_can_be_drawn(monkeypatch, tmp_path, capsys, tiny_dataset):
     found = SimpleNamespace(rows=[], msans={}, samples={})
+    monkeypatch.setattr("nnunet_kd.nnunet_io.trained_fold.OpenedFolds.open", lambda *_: None)
     monkeypatch.setattr("nnunet_kd.evaluation.fsd.compare.prepare_runs", lambda *_: [])
     monkeypatch.setattr("nnunet_kd.evaluation.fsd.compare.compare_models", lambda *_, **__: found)
     monkeypatch.setattr("nnunet_kd.evaluation.fsd.vector_files.save_vectors", lambda *_: {})
