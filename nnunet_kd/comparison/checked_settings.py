@@ -59,11 +59,11 @@ def _settings(file: Path, content: Any) -> CompareSettings:
 
 def _named(kind: type, values: dict, key: str, short: str | None = None) -> dict[str, Any]:
     """A mapping of names; a bare value stands for a mapping with the key ``short`` alone."""
-    found = {}
+    checked = {}
     for name, value in filled(values, key).items():
         value = {short: value} if short and not isinstance(value, dict | None) else value
-        found[checked_name(key, name)] = build(kind, value, f"{key}.{name}")
-    return found
+        checked[checked_name(key, name)] = build(kind, value, f"{key}.{name}")
+    return checked
 
 
 def _check_values(s: CompareSettings) -> None:
@@ -185,9 +185,9 @@ def _check_domains(s: CompareSettings) -> None:
 
 
 def _seeds(seeds: list | None, methods: dict[str, MethodSettings]) -> list:
-    own = all(m.seeds is not None for m in methods.values())
-    if seeds is None and not own:
+    each_has_its_own = all(m.seeds is not None for m in methods.values())
+    if seeds is None and not each_has_its_own:
         raise KDError('"seeds" is missing: add `seeds: [0, 1, 2]`, or seeds to every method')
-    if seeds is not None and own:
+    if seeds is not None and each_has_its_own:
         raise KDError('"seeds" is set but every method names its own: remove it')
     return seeds if seeds is not None else [0]

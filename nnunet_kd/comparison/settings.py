@@ -131,13 +131,13 @@ def cluster_of(settings: CompareSettings, domain: str, case: str) -> str:
 
     The copies ``CASE__jpeg``, ``CASE__hue`` of one case belong together. A domain that is not in the file has no clusters.
     """
-    own = settings.domains.get(domain)
-    if own is None or own.clusters is None:
+    named = settings.domains.get(domain)
+    if named is None or named.clusters is None:
         return case.split("__")[0]
-    found = re.search(own.clusters, case)
-    if found is None:
-        raise KDError(f'{settings.file}: "domains.{domain}.clusters" ({own.clusters}) does not match case {case}: change it')
-    return found[1] if found.re.groups else found[0]
+    match = re.search(named.clusters, case)
+    if match is None:
+        raise KDError(f'{settings.file}: "domains.{domain}.clusters" ({named.clusters}) does not match case {case}: change it')
+    return match[1] if match.re.groups else match[0]
 
 
 def slug(method: str) -> str:

@@ -1,8 +1,9 @@
 """Named settings of a run: the controls, the paper's ablation columns, the full method, and the literature's losses.
 
 Each preset is a part of the plans section "nnunet_kd"; the section overrides it key by key. ``gkd`` is the full method in this
-project's form: MSAN, ACT, DCGD and DICD train the student. ``paper`` keeps the published shapes (vector MSAN at the bottleneck,
-frozen after ACT, no logit KD) with RECONSTRUCTED weights, ``cross-view`` is an earlier form of all terms.
+project's form: DCGD (``intra``, ``inter``) and DICD (``cross``) train the student, through MSANs that ACT trains. ``paper``
+keeps the published shapes (vector MSAN at the bottleneck, frozen after ACT, no logit KD) with RECONSTRUCTED weights,
+``cross-view`` is an earlier form of all terms.
 ``kd+adjusted+mirrored`` is logit distillation that won the measurement of 1,200 iterations in docs/results.md (after 2,500 it
 leads by less). ALIASES are further names: of a preset, or of a preset with settings.
 """
@@ -115,5 +116,5 @@ def settings_of(name: str) -> dict[str, Any]:
     """The part of the plans section that a preset or an alias stands for."""
     if name in PRESETS:
         return deepcopy(PRESETS[name])
-    own = {key: value for key, value in ALIASES[name].items() if key != "preset"}
-    return merge(PRESETS[ALIASES[name]["preset"]], own)
+    overrides = {key: value for key, value in ALIASES[name].items() if key != "preset"}
+    return merge(PRESETS[ALIASES[name]["preset"]], overrides)

@@ -18,6 +18,7 @@ from nnunet_kd.utils.errors import KDError
 
 # trainers whose preset was another one while checkpoints held no recipe
 OLD_PRESETS = {"nnUNetTrainerGKD": "kd+adjusted+mirrored"}
+OLD_SINCE = "2026-11-28"  # before, the same name stood for earlier forms, which checkpoints of that time do not tell apart
 # trainers that only old folders name, and the settings they stand for
 RETIRED = {
     "nnUNetTrainerGKDAdjusted": "adjusted",
@@ -64,7 +65,10 @@ def config_of(checkpoint: Mapping, plans: dict, trainer: type) -> tuple[Config, 
             begun, recipe = plans, recipe_of(read_config(plans, old, name))
         if old != today:
             instead = f" (-tr {_TODAYS[old]} in new trainings)" if old in _TODAYS else ""
-            lines.append(f'{name} stood for preset "{old}" when this training began, and goes on as that{instead}')
+            lines.append(
+                f'{name} stood for preset "{old}" when this training began, and goes on as that{instead}; right for trainings '
+                f"begun since {OLD_SINCE}, the checkpoint does not say"
+            )
     else:
         meant = _resolved(begun, today, name)
         if meant is None:

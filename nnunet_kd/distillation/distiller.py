@@ -17,8 +17,8 @@ from nnunet_kd.config.run import Config
 from nnunet_kd.distillation.alignment import Alignment, AlignmentTrainer
 from nnunet_kd.distillation.forward_plan import phase_at, plan_forwards
 from nnunet_kd.distillation.gkd_terms import MSANTerms
-from nnunet_kd.distillation.stage_losses import PairLosses
-from nnunet_kd.distillation.step import DistillationStep, Task, TermValue, repeat_rows, rows_of
+from nnunet_kd.distillation.stage_losses import SectionLosses
+from nnunet_kd.distillation.step import DistillationStep, SegmentationTask, TermValue, repeat_rows, rows_of
 from nnunet_kd.distillation.teacher_forward import TeacherForward
 from nnunet_kd.losses import adjusted_logits, balanced_logits, class_frequencies, logit_kd
 from nnunet_kd.networks.stages import StageTable, pair_stages
@@ -44,12 +44,12 @@ class Distiller:
         config: Config,
         student: nn.Module,
         tables: dict[str, StageTable] | None,
-        task: Task,
+        task: SegmentationTask,
         device: torch.device,
     ) -> None:
         self.config, self.regions, self.device = config, task.regions, device
         self.student, self.teacher, self._teacher_forward = student, None, None
-        self.plans = plan_forwards(config)
+        self.forward_plans = plan_forwards(config)
         self.losses = {loss.key: loss for loss in config.active_losses}
         # a generator of their own: drawing views leaves the loader's random numbers, and so the batches, as they are
         self.generator = torch.Generator(device=device).manual_seed(ranks.own_seed(config.seed))
@@ -71,17 +71,17 @@ class Distiller:
             self.alignment.to(device)
             self.aligner = AlignmentTrainer(self.alignment)
             self.msan_terms = MSANTerms(config.terms, self.alignment, student, task.regions, self.adjusted)
-        self.pair_losses: PairLosses | None = None
+        self.pair_losses: SectionLosses | None = None
         if config.loss_settings:
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed + 1)
-                losses = PairLosses(config.loss_settings, tables, len(task.patch_size), task.classes, task.regions)
+                losses = SectionLosses(config.loss_settings, tables, len(task.patch_size), task.classes, task.regions)
                 self.pair_losses = losses.to(device)
         self._distributed: nn.Module | None = None
 
     @property
     def needs_teacher(self) -> bool:
-        return any(plan.teacher for plan in self.plans.values())
+        return any(plan.teacher for plan in self.forward_plans.values())
 
     @property
     def needs_onehot(self) -> bool:
@@ -93,11 +93,11 @@ class Distiller:
 
     @property
     def needs_features(self) -> bool:
-        return any(plan.features for plan in self.plans.values())
+        return any(plan.features for plan in self.forward_plans.values())
 
     @property
     def needs_decoder_stages(self) -> bool:
-        return any(plan.decoder_stages for plan in self.plans.values())
+        return any(plan.decoder_stages for plan in self.forward_plans.values())
 
     @property
     def learned(self) -> list[torch.nn.Parameter]:
@@ -171,7 +171,7 @@ class Distiller:
         Raises:
             SkipStep: NaN or Inf in the teacher's outputs.
         """
-        plan = self.plans[self.phase(progress)]
+        plan = self.forward_plans[self.phase(progress)]
         views = [self._view(data) for _ in range(plan.views)]
         # a part that reads a share of the batch takes the first of a random order: nnU-Net puts forced foreground last
         order = torch.randperm(len(data), generator=self.generator, device=data.device)
@@ -206,17 +206,17 @@ class Distiller:
 
     def terms(self, step: DistillationStep) -> dict[str, TermValue]:
         """The losses that are on now, by their name in the log. ``step`` must hold the student's logits and features."""
-        values: dict[str, tuple[str, float, torch.Tensor]] = {}  # loss, share of its weight, value
+        values: dict[str, tuple[str, float, torch.Tensor]] = {}  # loss, factor on its weight, value
         if self.config.terms.kd is not None:
             values["kd"] = ("kd", 1.0, self._kd(step))
         if self.pair_losses is not None:
             values |= {key: (key, 1.0, value) for key, value in self._stage_losses(step).items()}
         if step.plan.vector_terms:
             values |= self.msan_terms.values(step, self.teacher.network)
-        # the one place where weights meet values; one that depends on gradients would come in here
+        # the one place where a value gets its weight; the trainer multiplies. A weight by gradients belongs here
         return {
-            key: TermValue(self.losses[loss].weight_at(step.progress, self.config.ramp) * share, value)
-            for key, (loss, share, value) in values.items()
+            key: TermValue(self.losses[loss].weight_at(step.progress, self.config.ramp) * factor, value)
+            for key, (loss, factor, value) in values.items()
         }
 
     def align(self, step: DistillationStep) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The losses of the literature between stages of student and teacher, as one module with all that they learn.
+"""The losses of section "losses" (of the literature, on logits or between stages) as one module with all that they learn.
 
 A learned adapter (FitNets' regressor, a channel match, a queue) is a parameter or buffer of this module: the trainer puts the
 parameters into nnU-Net's optimizer and the state into the checkpoint, under a key of our own.
@@ -22,7 +22,7 @@ from nnunet_kd.utils.errors import KDError
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
-class PairLosses(nn.Module):
+class SectionLosses(nn.Module):
     """All entries of section "losses".
 
     Args:

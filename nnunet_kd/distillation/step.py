@@ -12,7 +12,7 @@ from nnunet_kd.distillation.forward_plan import ForwardPlan
 
 
 @dataclass(frozen=True)
-class Task:
+class SegmentationTask:
     """What the networks segment, and on what.
 
     Attributes:

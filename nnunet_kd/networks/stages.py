@@ -147,27 +147,27 @@ def pair_stages(
     pairs: dict[int, StagePair] = {}
     for item in wanted:
         if item == "decoder":
-            found = upward
+            chosen = upward
         elif isinstance(item, str) and item.startswith("decoder"):
-            found = [p for p in upward if f"decoder{p.student - depth[1]}" == item]
+            chosen = [p for p in upward if f"decoder{p.student - depth[1]}" == item]
         elif item == "bottleneck":
-            found = [common[-1]]
+            chosen = [common[-1]]
         elif item == "all":
-            found = common
+            chosen = common
         elif isinstance(item, int):
-            found = [p for p in common if p.student == item]
+            chosen = [p for p in common if p.student == item]
         else:
             raise KDError(
                 f'unknown stage "{item}" in "{key}": use "bottleneck", "all", a stage number, "decoder" or '
                 '"decoder0", "decoder1", ...'
             )
-        if not found:
+        if not chosen:
             have: dict[int | str, str] = {p.student: p.name for p in common}
             have |= {f"decoder{p.student - depth[1]}": p.name for p in upward}
             raise KDError(
                 f'"{key}": student stage {item} has no teacher stage of the same stride; stages that have one: {have}'
             )
-        pairs.update({p.student: p for p in found})
+        pairs.update({p.student: p for p in chosen})
     return [pairs[i] for i in sorted(pairs)]
 
 

@@ -14,7 +14,7 @@ import torch
 
 from nnunet_kd.distillation.distiller import Distiller
 from nnunet_kd.distillation.forward_plan import plan_forwards
-from nnunet_kd.distillation.step import DistillationStep, Task, repeat_rows
+from nnunet_kd.distillation.step import DistillationStep, SegmentationTask, repeat_rows
 from nnunet_kd.networks.stages import StageTable, StageTap, stage_table, unwrap
 from nnunet_kd.nnunet_io.labels import Annotations
 from nnunet_kd.nnunet_io.model_folder import resolve_folder
@@ -70,7 +70,7 @@ class nnUNetTrainerDistillation(nnUNetTrainerScheduled):
             stages = settings.stages
             teacher = StageTable.from_lists(stages.family, stages.channels, stages.strides)
             tables = {"teacher": teacher, "student": stage_table(self.network)}
-        task = Task(
+        task = SegmentationTask(
             patch_size=self.configuration_manager.patch_size,
             outputs=self.label_manager.num_segmentation_heads,
             classes=self.annotations.num_classes,

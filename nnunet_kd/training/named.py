@@ -6,7 +6,7 @@ from nnunet_kd.training.distillation import nnUNetTrainerDistillation
 
 
 class nnUNetTrainerGKD(nnUNetTrainerDistillation):
-    """GKD in this project's form: MSAN, ACT, DCGD and DICD train the student, beside logit distillation on views."""
+    """GKD in this project's form: DCGD and DICD through MSANs that ACT trains, beside logit distillation on views."""
 
     preset = "gkd"
 

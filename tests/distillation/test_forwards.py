@@ -107,7 +107,9 @@ def test_a_teacher_that_skips_the_views_gives_the_same_values_as_one_that_sees_t
     for everything in (False, True):
         distiller, student, data, onehot = setup("all", act={"consistency": 0.0}, terms=only)
         if everything:
-            distiller.plans = {phase: replace(plan, teacher_views=True) for phase, plan in distiller.plans.items()}
+            distiller.forward_plans = {
+                phase: replace(plan, teacher_views=True) for phase, plan in distiller.forward_plans.items()
+            }
         step, terms = run(distiller, student, data, onehot)
         assert len(step.teacher_features[0]) == (6 if everything else 2)
         found.append({n: v.item() for n, (_, v) in terms.items()})

@@ -11,7 +11,7 @@ from helpers import network
 from ranks import on_two_ranks
 
 from nnunet_kd.config.stage_losses import read_losses
-from nnunet_kd.distillation.stage_losses import PairLosses
+from nnunet_kd.distillation.stage_losses import SectionLosses
 from nnunet_kd.losses.registry import LOSSES
 from nnunet_kd.networks.stages import StageTable, stage_table
 from nnunet_kd.networks.teacher import FrozenTeacher, TeacherEnsemble
@@ -23,7 +23,7 @@ RIVALS = ["at", "fitnets", "fsp", "skd", "ifvd", "cwd", "dist", "dml", "emkd", "
 
 def build(section, teacher=(8, 16, 16), student=(4, 4, 8), **options):
     tables = {"teacher": stage_table(network(2, teacher, **options)), "student": stage_table(network(2, student))}
-    return PairLosses(read_losses(section), tables, 2, 2, False)
+    return SectionLosses(read_losses(section), tables, 2, 2, False)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def _rank(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     torch.manual_seed(0)
     table = StageTable("PlainConvUNet", (4, 8), ((1, 1), (2, 2)))
-    losses = PairLosses(read_losses({"encoder0": {"fitnets": {}}}), {"teacher": table, "student": table}, 2, 2, False)
+    losses = SectionLosses(read_losses({"encoder0": {"fitnets": {}}}), {"teacher": table, "student": table}, 2, 2, False)
     wrapped = torch.nn.parallel.DistributedDataParallel(losses)
     features = [torch.full((1, 4, 4, 4), float(rank + 1)), torch.zeros(1, 8, 2, 2)]
     logits, labels = torch.zeros(1, 2, 4, 4), torch.zeros(1, 4, 4, dtype=torch.long)

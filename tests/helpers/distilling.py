@@ -5,7 +5,7 @@ from helpers import network, plans
 
 from nnunet_kd.config.run import read_config
 from nnunet_kd.distillation.distiller import Distiller
-from nnunet_kd.distillation.step import Task
+from nnunet_kd.distillation.step import SegmentationTask
 from nnunet_kd.networks.stages import StageTap, stage_table
 from nnunet_kd.networks.teacher import FrozenTeacher
 
@@ -19,7 +19,7 @@ def setup(preset: str, dims: int = 2, regions: bool = False, batch: int = 2, sup
     teacher, student = network(dims, (8, 16, 16)), network(dims, (4, 4, 8), supervision=supervision)
     tables = {"teacher": stage_table(teacher), "student": stage_table(student)}
     config = read_config(plans(ramp=0, **section), preset, "test")
-    task = Task(patch_size=[SIZE] * dims, outputs=2, classes=2, regions=regions, keep_zero=[False])
+    task = SegmentationTask(patch_size=[SIZE] * dims, outputs=2, classes=2, regions=regions, keep_zero=[False])
     distiller = Distiller(config, student, tables, task, torch.device("cpu"))
     distiller.attach(FrozenTeacher(teacher, range(dims)))
     data = torch.randn(batch, 1, *[SIZE] * dims)

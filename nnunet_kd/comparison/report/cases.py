@@ -18,7 +18,7 @@ from nnunet_kd.comparison.analysis.costs import kept_models
 from nnunet_kd.comparison.analysis.groups import Group, is_unseen
 from nnunet_kd.comparison.settings import CompareSettings, slug
 from nnunet_kd.evaluation.domains import Domain, parse_domain, read_image, read_label, read_map
-from nnunet_kd.evaluation.report.figures import CasePicture, best_median_worst
+from nnunet_kd.evaluation.report.contours import CasePicture, best_median_worst
 from nnunet_kd.utils.environment import nnunet_folder
 from nnunet_kd.utils.errors import KDError
 

@@ -14,7 +14,9 @@ from nnunet_kd.comparison.analysis.groups import Group, collect, datasets_of, in
 from nnunet_kd.comparison.git import in_work_tree
 from nnunet_kd.comparison.report import figures as drawn
 from nnunet_kd.comparison.report.cases import data_card, overlay, read_fsd, training_curves_of
+from nnunet_kd.comparison.report.finding import finding, is_teacher
 from nnunet_kd.comparison.report.measures import measure_tables
+from nnunet_kd.comparison.report.names import group_names
 from nnunet_kd.comparison.report.tables import (
     check_against,
     cost_table,
@@ -22,13 +24,13 @@ from nnunet_kd.comparison.report.tables import (
     differences,
     failed_share,
     failures,
-    p_value,
     points,
     tests,
 )
 from nnunet_kd.comparison.rows import read_rows
 from nnunet_kd.comparison.settings import CompareSettings
 from nnunet_kd.evaluation.report import figures
+from nnunet_kd.evaluation.report.contours import contour_figure
 from nnunet_kd.evaluation.report.page import data_uri, template
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_text
@@ -75,9 +77,9 @@ def write_comparison(
 
 
 def _reference(settings: CompareSettings, groups: Sequence[Group]) -> str:
-    there = [g.method for g in groups]
-    plain = [n for n, m in settings.methods.items() if m.role == "student" and m.preset == "student" and n in there]
-    return (plain or there)[0]
+    methods = [g.method for g in groups]
+    plain = [n for n, m in settings.methods.items() if m.role == "student" and m.preset == "student" and n in methods]
+    return (plain or methods)[0]
 
 
 class _Page:
@@ -86,7 +88,7 @@ class _Page:
     def __init__(self, settings: CompareSettings, groups: list[Group], against: str) -> None:
         self.settings, self.groups, self.against = settings, groups, against
         self.datasets = datasets_of(settings, groups)
-        self.names = _group_names(groups)
+        self.names = group_names(groups)
         self.costs: list[NetworkCost] = network_costs(settings, groups)
         self.compared: list[Comparison] = compare_with(settings, groups, self.datasets, against)
         roles = {n: m.role for n, m in settings.methods.items()}
@@ -111,36 +113,35 @@ class _Page:
 
     def _of_kind(self, unseen: bool) -> list[str]:
         """Domains that are home, or unseen, to any of the groups evaluated there."""
-        found = ((d, g) for d in self.datasets for g in self.groups if d in g.scores)
-        return list(dict.fromkeys(d for d, g in found if is_unseen(self.settings, g.source, d) is unseen))
+        pairs = ((d, g) for d in self.datasets for g in self.groups if d in g.scores)
+        return list(dict.fromkeys(d for d, g in pairs if is_unseen(self.settings, g.source, d) is unseen))
 
     def chosen(self, dataset: str | None = None) -> dict[int, Group]:
         """At most FEW groups, for pictures: teachers, the reference, then those with most trainings and the highest Dice."""
-        there = {i: g for i, g in enumerate(self.groups) if dataset is None or g.valid(dataset)}
-        rank = [i for i in there if self.is_teacher(there[i]) and there[i].method == "teacher"]
-        rank += [i for i in there if there[i].method == self.against]
+        candidates = {i: g for i, g in enumerate(self.groups) if dataset is None or g.valid(dataset)}
+        rank = [i for i in candidates if is_teacher(self.settings, candidates[i]) and candidates[i].method == "teacher"]
+        rank += [i for i in candidates if candidates[i].method == self.against]
         rank += sorted(
-            there,
-            key=lambda i: (-len(there[i].trainings), -sum(there[i].mean(d) for d in there[i].scores if there[i].valid(d))),
+            candidates,
+            key=lambda i: (
+                -len(candidates[i].trainings),
+                -sum(candidates[i].mean(d) for d in candidates[i].scores if candidates[i].valid(d)),
+            ),
         )
-        return {i: there[i] for i in sorted(list(dict.fromkeys(rank))[:FEW])}
-
-    def is_teacher(self, group: Group) -> bool:
-        method = self.settings.methods.get(group.method)
-        return method is not None and method.role == "teacher"
+        return {i: candidates[i] for i in sorted(list(dict.fromkeys(rank))[:FEW])}
 
     def add_pictures(self, domains: Sequence[str], required: bool) -> None:
         measured: dict[int, list[float]] = {}
         for name in domains:
             try:
-                found = overlay(self.settings, name, self.chosen(name), self.names)
+                cases = overlay(self.settings, name, self.chosen(name), self.names)
             except KDError as error:
                 if required:
                     raise
                 self.notes.append(f"No cases of {name} are shown: {error}.")
                 continue
-            self.rows[name] = found.rows
-            for i, seconds in found.cpu_seconds.items():
+            self.rows[name] = cases.rows
+            for i, seconds in cases.cpu_seconds.items():
                 measured.setdefault(i, []).append(seconds)
         self.costs = _with_times(self.groups, self.costs, measured)
 
@@ -175,7 +176,7 @@ class _Page:
             )
         for name, rows in progress(self.rows.items(), "pictures", unit="picture"):
             try:
-                drawn_rows = figures.contour_figure(rows, folder / "overlay.png")
+                drawn_rows = contour_figure(rows, folder / "overlay.png")
             except KDError as error:
                 self.notes.append(f"No cases of {name} are shown: {error}.")
                 continue
@@ -229,7 +230,7 @@ class _Page:
         best = {}
         for d in self.datasets:
             for source in {g.source for g in self.groups}:
-                students = [g for g in self.groups if g.source == source and g.valid(d) and not self.is_teacher(g)]
+                students = [g for g in self.groups if g.source == source and g.valid(d) and not is_teacher(self.settings, g)]
                 if students:
                     best[source, d] = max(students, key=lambda g, d=d: g.mean(d))
         lines = []
@@ -252,41 +253,8 @@ class _Page:
                         "best": best.get((g.source, d)) is g,
                     }
                 )
-            lines.append({"group": g, "teacher": self.is_teacher(g), "cells": cells})
+            lines.append({"group": g, "teacher": is_teacher(self.settings, g), "cells": cells})
         return lines
-
-    def finding(self) -> list[str]:
-        """A sentence per unseen domain (per domain where none is unseen) and source: the best student against the reference."""
-        sentences = []
-        for source in dict.fromkeys(g.source for g in self.groups):
-            here = [d for d in self.datasets if any(g.source == source and g.valid(d) for g in self.groups)]
-            for d in [d for d in here if is_unseen(self.settings, source, d)] or here:
-                sentences += self._sentence(source, d)
-        return sentences
-
-    def _sentence(self, source: str, dataset: str) -> list[str]:
-        students = [g for g in self.groups if g.source == source and g.valid(dataset) and not self.is_teacher(g)]
-        most = max((len(g.means(dataset)) for g in students), default=0)
-        students = [g for g in students if len(g.means(dataset)) == most]
-        if not students:
-            return []
-        best = max(students, key=lambda g: g.mean(dataset))
-        seeds = f"{most} training{'s' if most > 1 else ''} each"
-        text = (
-            f"{f'From {source} to' if source else 'On'} {dataset}, {best.method} has the highest mean Dice of the "
-            f"{len(students)} students with {seeds}: {best.mean(dataset):.3f}"
-        )
-        tested = next((c.by_dataset[dataset] for c in self.compared if c.group is best and dataset in c.by_dataset), None)
-        if tested is not None:
-            d = tested.difference
-            verdict = "the interval holds 0" if d.low <= 0 <= d.high else ""
-            limits = "" if d.low != d.low else f"95% interval {100 * d.low:+.2f} to {100 * d.high:+.2f}"
-            p = "" if tested.holm != tested.holm else f"Wilcoxon p after Holm {p_value(tested.holm)}"
-            said = "; ".join(filter(None, (limits, verdict, p))) or "too few cases for an interval"
-            text += f", {100 * d.mean:+.2f} points against {self.against} ({said})"
-        teachers = [g for g in self.groups if g.source == source and g.method == "teacher" and g.valid(dataset)]
-        text += f"; the teacher's is {teachers[0].mean(dataset):.3f}" if teachers else ""
-        return [f"{text}."]
 
     def render(self, distances: Sequence[dict], commands: Sequence[str]) -> str:
         from nnunet_kd.evaluation.evaluate import versions
@@ -300,7 +268,7 @@ class _Page:
             yaml=self.settings.file.read_text(encoding="utf-8"),
             against=self.against,
             datasets=self.datasets,
-            finding=self.finding(),
+            finding=finding(self.settings, self.groups, self.datasets, self.compared, self.against),
             notes=self.notes,
             matrix=self.matrix(),
             sources=len({g.source for g in self.groups}) > 1,
@@ -324,29 +292,6 @@ class _Page:
         )
 
 
-def _group_names(groups: Sequence[Group]) -> dict[int, str]:
-    """The groups' names by place: the method, and what else it takes to tell them apart."""
-
-    def tagged(g: Group, keys: Sequence[str]) -> str:
-        tags = {"source": g.source, "params": f"{g.params:,}", "iterations": f"{g.iterations:,} it."}
-        return ", ".join([g.method, *(tags[k] for k in keys)])
-
-    for keys in (
-        (),
-        ("source",),
-        ("params",),
-        ("iterations",),
-        ("source", "params"),
-        ("source", "iterations"),
-        ("params", "iterations"),
-        ("source", "params", "iterations"),
-    ):
-        names = [tagged(g, keys) for g in groups]
-        if len(set(names)) == len(names):
-            break
-    return dict(enumerate(names))
-
-
 def _by_case(group: Group, dataset: str) -> list[float]:
     """Each case's Dice, averaged over trainings."""
     found: dict[str, list[float]] = {}
@@ -360,10 +305,10 @@ def _with_times(groups: Sequence[Group], costs: Sequence[NetworkCost], measured:
     alike: dict[tuple, list[float]] = {}
     for i, seconds in measured.items():
         alike.setdefault((groups[i].params, costs[i].flops), []).extend(seconds)
-    found = []
+    completed = []
     for g, c in zip(groups, costs, strict=True):
         seconds = alike.get((g.params, c.flops))
         if c.cpu_seconds_per_case is None and seconds:
             c = dataclasses.replace(c, cpu_seconds_per_case=sum(seconds) / len(seconds))
-        found.append(c)
-    return found
+        completed.append(c)
+    return completed

@@ -54,10 +54,10 @@ def find_masks(folder: str | Path | None, root: Path, name: str) -> dict[tuple[s
     if folder is None:
         return None
     folder = next((f for f in (Path(folder).expanduser(), Path(root) / folder) if f.is_dir()), None) or Path(folder)
-    found = SourceFiles(folder).find(rf"{name}(?:[._-][^/]*)?\.(?:ppm|png|gif|tiff?|bmp|jpe?g)(?:\.gz)?")
-    if not found:
+    masks = SourceFiles(folder).find(rf"{name}(?:[._-][^/]*)?\.(?:ppm|png|gif|tiff?|bmp|jpe?g)(?:\.gz)?")
+    if not masks:
         raise KDError(f"{folder} holds no masks named as the images are: correct --fov-masks")
-    return found
+    return masks
 
 
 def masks_setting(folder: Path | None) -> dict:
@@ -120,8 +120,8 @@ def convert_cases(
             if not array.any():
                 raise KDError(f"{path} is empty (no pixel >= 128): the file is damaged, download it again")
         try:
-            found = find_field_of_view(rgb) if published is None else None
-            native_fov = found.mask if found else published
+            field = find_field_of_view(rgb) if published is None else None
+            native_fov = field.mask if field else published
             if case.corruption:
                 rgb = corrupt(rgb, native_fov, case.corruption, case.name)
             image, fov, geometry = prepare(rgb, native_fov, channels, fov_width)
@@ -136,18 +136,18 @@ def convert_cases(
             **({"corruption": case.corruption} if case.corruption else {}),
             **asdict(geometry),
             "canvas": geometry.canvas,
-            **({"field_of_view": found.description()} if found else {}),
+            **({"field_of_view": field.description()} if field else {}),
         }
-        if found:
-            found_fields[case.name] = found
+        if field:
+            found_fields[case.name] = field
     report.train_cases = sorted(c.name for c in cases if c.tag == "Tr")
     report.test_cases = sorted(c.name for c in cases if c.tag == "Ts")
     report.native_sizes = dict(sizes)
     _report_fields(found_fields, report)
     if set(sizes) != {expected_size}:
-        found = ", ".join(f"{w}x{h}" for w, h in sorted(set(sizes) - {expected_size}))
+        others = ", ".join(f"{w}x{h}" for w, h in sorted(set(sizes) - {expected_size}))
         report.warnings.append(
-            f"images are published with {expected_size[0]}x{expected_size[1]} pixels, found {found}: a resized copy; "
+            f"images are published with {expected_size[0]}x{expected_size[1]} pixels, found {others}: a resized copy; "
             "download the published set"
         )
     write_dataset_json(

@@ -66,8 +66,8 @@ def measure(
     function = partial(_measure_case, tuple(labels), ignore_label, tolerance, cldice_3d)
     cases: dict[str, dict] = {}
     total: dict[str, Roc] = {}
-    found = progress(in_order(function, files, workers), label, total=len(files))
-    for item, (values, rocs) in zip(files, found, strict=True):
+    measured = progress(in_order(function, files, workers), label, total=len(files))
+    for item, (values, rocs) in zip(files, measured, strict=True):
         cases[item.case] = values
         total = {name: total[name] + roc if name in total else roc for name, roc in rocs.items()}
     return Measured(cases, summarise(cases), pooled(cases, total or None))

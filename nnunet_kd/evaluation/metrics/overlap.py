@@ -92,7 +92,7 @@ def case_metrics(
     counted = None if fov is None else np.asarray(fov, dtype=bool)
     if ignore_label is not None:
         counted = (truth != ignore_label) if counted is None else counted & (truth != ignore_label)
-    found = {}
+    by_label = {}
     for i, label in enumerate(labels):
         p, t = (np.isin(a, label) if isinstance(label, _REGION) else a == label for a in (prediction, truth))
         values = _binary_metrics(p, t, counted, spacing, tolerance, cldice_3d)
@@ -102,14 +102,14 @@ def case_metrics(
             values["auc"] = roc.area()
             if rocs is not None:
                 rocs[name_of(label)] = roc
-        found[name_of(label)] = values
+        by_label[name_of(label)] = values
     unit = "px" if spacing is None else "mm"
-    if len(found) == 1:
-        return {**next(iter(found.values())), "hd95_unit": unit}
-    result: dict = {m: _mean([f[m] for f in found.values()]) for m in METRICS if m in next(iter(found.values()))}
-    result.update({c: sum(f[c] for f in found.values()) for c in COUNTS})
-    result["failed"] = any(f["failed"] for f in found.values())
-    return {**result, "hd95_unit": unit, "labels": found}
+    if len(by_label) == 1:
+        return {**next(iter(by_label.values())), "hd95_unit": unit}
+    result: dict = {m: _mean([f[m] for f in by_label.values()]) for m in METRICS if m in next(iter(by_label.values()))}
+    result.update({c: sum(f[c] for f in by_label.values()) for c in COUNTS})
+    result["failed"] = any(f["failed"] for f in by_label.values())
+    return {**result, "hd95_unit": unit, "labels": by_label}
 
 
 def centreline_dice(prediction: np.ndarray, truth: np.ndarray) -> float:

@@ -60,8 +60,10 @@ def read_labels(dataset_json: Path) -> tuple[list[Region], int | None, str]:
     except FileNotFoundError:
         raise KDError(f"{dataset_json} does not exist: name the data set's dataset.json") from None
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, RuntimeError) as error:
-        said = " ".join(str(error).split())[:120]
-        raise KDError(f"{dataset_json} is no dataset.json of nnU-Net's ({type(error).__name__}: {said}): restore it") from None
+        message = " ".join(str(error).split())[:120]
+        raise KDError(
+            f"{dataset_json} is no dataset.json of nnU-Net's ({type(error).__name__}: {message}): restore it"
+        ) from None
 
 
 def pair_files(
@@ -140,8 +142,8 @@ def summary(measured: Measured, files: Sequence[CaseFiles], labels: Sequence[Reg
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # a metric that no case has stays NaN
         for label in map(str, labels):
-            found = [c["metrics"][label] for c in per_case]
-            mean[label] = {k: float(np.nanmean([f[k] for f in found])) for k in found[0]}
+            per_label = [c["metrics"][label] for c in per_case]
+            mean[label] = {k: float(np.nanmean([f[k] for f in per_label])) for k in per_label[0]}
     first = next(iter(mean.values()))
     whole = measured.summary
     counts = ("n", "failures", "undefined", "auc_undefined", "missed", "false_alarms")
@@ -177,5 +179,5 @@ def _of_label(case: dict, label: Region) -> dict:
 
 
 def _renamed(values: dict) -> dict:
-    found = {key: values[ours] for key, ours in KEYS.items() if ours in values}
-    return found | {"n_pred": values["tp"] + values["fp"], "n_ref": values["tp"] + values["fn"]}
+    renamed = {key: values[ours] for key, ours in KEYS.items() if ours in values}
+    return renamed | {"n_pred": values["tp"] + values["fp"], "n_ref": values["tp"] + values["fn"]}

@@ -18,6 +18,7 @@ from nnunet_kd.evaluation.fsd.vector_files import read_vectors
 from nnunet_kd.evaluation.metrics.overlap import COUNTS, METRICS
 from nnunet_kd.evaluation.metrics.surfaces import ASSD_DEFINITION, HD95_DEFINITION, NSD_DEFINITION
 from nnunet_kd.evaluation.report import figures
+from nnunet_kd.evaluation.report.contours import CasePicture, best_median_worst, contour_figure
 from nnunet_kd.evaluation.report.finding import (
     as_float,
     best_student,
@@ -171,7 +172,7 @@ def draw_figures(
 
             def outlines(domain: Domain = domain, shown: list = shown, ranked: list = ranked) -> Path:
                 rows = _picture_rows(domain, {n: dice[n][domain.name] for n in shown}, ranked, predictions or {})
-                return figures.contour_figure(rows, folder / f"outlines_{_slug(domain.name)}.png")
+                return contour_figure(rows, folder / f"outlines_{_slug(domain.name)}.png")
 
             if ranked:
                 add(
@@ -276,17 +277,17 @@ def number(value: float | None, digits: int = 3) -> str:
 def _ranked(domain: Domain, dice: Mapping[str, Mapping[str, float]], students: Sequence[str]) -> list[tuple[str, str]]:
     ranked_by = [n for n in dice if n in students] or list(dice)
     # a case that one model has no Dice for has none in the others either: the annotation is empty, or nobody found a thing
-    return figures.best_median_worst({c: float(np.mean([dice[n][c] for n in ranked_by])) for c in domain.cases})
+    return best_median_worst({c: float(np.mean([dice[n][c] for n in ranked_by])) for c in domain.cases})
 
 
 def _picture_rows(
     domain: Domain, dice: Mapping[str, Mapping[str, float]], ranked: Sequence[tuple[str, str]], predictions: Predictions
-) -> list[figures.CasePicture]:
+) -> list[CasePicture]:
     rows = []
     for rank, case in ranked:
         maps = {n: read_map(predictions[n][domain.name] / f"{case}{domain.file_ending}")[0] for n in dice}
         rows.append(
-            figures.CasePicture(
+            CasePicture(
                 f"{rank}: {case}", read_image(domain, case), read_label(domain, case), maps, {n: dice[n][case] for n in dice}
             )
         )

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from skimage.io import imread
 
-from nnunet_kd.evaluation.report import figures
-from nnunet_kd.evaluation.report.figures import CasePicture
+from nnunet_kd.evaluation.report import contours, figures
+from nnunet_kd.evaluation.report.contours import CasePicture
 from nnunet_kd.utils.errors import KDError
 
 
@@ -25,10 +25,10 @@ def _case(predictions: dict[str, np.ndarray], truth: np.ndarray) -> CasePicture:
 
 def test_best_median_worst():
     dice = {"a": 0.5, "b": 0.9, "c": math.nan, "d": 0.7, "e": 0.1}
-    assert figures.best_median_worst(dice) == [("best", "b"), ("median", "a"), ("worst", "e")]
-    assert figures.best_median_worst({"a": 0.1, "b": 0.2}) == [("best", "b"), ("worst", "a")]
-    assert figures.best_median_worst({"a": 0.1}) == [("only case", "a")]
-    assert figures.best_median_worst({"a": math.nan}) == []
+    assert contours.best_median_worst(dice) == [("best", "b"), ("median", "a"), ("worst", "e")]
+    assert contours.best_median_worst({"a": 0.1, "b": 0.2}) == [("best", "b"), ("worst", "a")]
+    assert contours.best_median_worst({"a": 0.1}) == [("only case", "a")]
+    assert contours.best_median_worst({"a": math.nan}) == []
 
 
 def test_models_differ_in_colour_and_marker():
@@ -40,16 +40,16 @@ def test_models_differ_in_colour_and_marker():
 def test_an_organ_is_enlarged_whole_and_vessels_where_models_err():
     organ = np.zeros((120, 160), np.uint8)
     organ[30:60, 90:130] = 1
-    top, left, side = figures._window(organ, [organ])
+    top, left, side = contours._window(organ, [organ])
     assert top <= 30 and left <= 90 and top + side >= 60 and left + side >= 130 and side < 100
     vessels = np.zeros((120, 160), np.uint8)
     vessels[::20] = 1
     wrong = vessels.copy()
     wrong[100:102, 120:150] = 0
     wrong[104:106, 120:150] = 1
-    top, left, side = figures._window(vessels, [vessels, wrong])
+    top, left, side = contours._window(vessels, [vessels, wrong])
     assert side < 80 and top <= 100 and top + side >= 106 and left <= 125 and left + side >= 145
-    assert figures._window(np.zeros((20, 30)), [np.zeros((20, 30))]) == (0, 0, 30)
+    assert contours._window(np.zeros((20, 30)), [np.zeros((20, 30))]) == (0, 0, 30)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (6, 64, 64)])
@@ -62,8 +62,8 @@ def test_contours_show_truth_and_prediction(tmp_path: Path, shape):
     empty = np.zeros_like(truth)
 
     def drawn(truth: np.ndarray, prediction: np.ndarray) -> tuple[int, int]:
-        picture = imread(figures.contour_figure([_case({"gkd": prediction}, truth)], tmp_path / "new" / "x.png"))
-        return _near(picture, figures.TRUTH), _near(picture, figures.PREDICTION)
+        picture = imread(contours.contour_figure([_case({"gkd": prediction}, truth)], tmp_path / "new" / "x.png"))
+        return _near(picture, contours.TRUTH), _near(picture, contours.PREDICTION)
 
     both, only_truth, only_prediction = drawn(truth, shifted), drawn(truth, empty), drawn(empty, shifted)
     assert both[0] > only_prediction[0] + 150 and only_truth[0] > only_prediction[0] + 150
@@ -73,7 +73,7 @@ def test_contours_show_truth_and_prediction(tmp_path: Path, shape):
 def test_no_dice_and_colour_images(tmp_path: Path):
     truth = np.zeros((32, 32), np.uint8)
     row = CasePicture("only case: a", np.zeros((32, 32, 3), np.uint8), truth, {"m": truth}, {"m": math.nan})
-    assert figures.contour_figure([row], tmp_path / "x.png").stat().st_size > 1000
+    assert contours.contour_figure([row], tmp_path / "x.png").stat().st_size > 1000
 
 
 def test_dots_take_undefined_and_missing_values(tmp_path: Path):
@@ -137,7 +137,7 @@ def test_fsd_bars_take_what_could_not_be_computed(tmp_path: Path):
 def test_a_single_slice_is_shown_whole_along_any_axis(shape):
     truth = np.zeros(shape, np.uint8)
     truth[tuple(slice(2, 5) if n > 1 else 0 for n in shape)] = 1
-    image, plane, predictions = figures._plane(figures.CasePicture("case", 2.0 * truth, truth, {"m": truth}, {"m": 1.0}))
+    image, plane, predictions = contours._plane(CasePicture("case", 2.0 * truth, truth, {"m": truth}, {"m": 1.0}))
     np.testing.assert_array_equal(plane, truth.squeeze())
     np.testing.assert_array_equal(image, 2 * plane)
     np.testing.assert_array_equal(predictions["m"], plane)
@@ -146,6 +146,6 @@ def test_a_single_slice_is_shown_whole_along_any_axis(shape):
 @pytest.mark.parametrize("shape", [(1, 1, 7), (1, 7, 1), (7, 1, 1), (1, 7), (7, 1)])
 def test_a_line_has_no_outlines(shape, tmp_path):
     line = np.ones(shape, np.uint8)
-    row = figures.CasePicture("best: a", line, line, {"m": line}, {"m": 1.0})
+    row = CasePicture("best: a", line, line, {"m": line}, {"m": 1.0})
     with pytest.raises(KDError, match=f"best: a is a line of {'x'.join(map(str, shape))}"):
-        figures.contour_figure([row], tmp_path / "x.png")
+        contours.contour_figure([row], tmp_path / "x.png")
