@@ -4,9 +4,11 @@ import copy
 
 import pytest
 import torch
-from distilling import run, setup
+import torch.distributions as distributions
+from distilling import SIZE, run, setup
 
 from nnunet_kd.losses import reconstruction
+from nnunet_kd.networks.stages import decode, swap
 
 ACT_TIME = 0.2
 KINDS = [{"kind": "vector"}, {"kind": "spatial", "dim": 64}, {"kind": "map", "dim": 6}]
@@ -113,6 +115,30 @@ def test_alignment_by_hand_and_for_the_student_alone(dims, batch, kind, sees, mo
     changed = {n for n in found[0] if not torch.allclose(found[0][n], found[3][n], rtol=1e-4, atol=1e-7)}
     headers = {n for n in changed if n.split(".")[1] in ("expand", "restore")}
     assert changed and not headers and all(n.startswith("student_") for n in changed)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_decoded_and_agreement_by_hand_where_pixels_count(regions):
+    """Regions by a sigmoid each, classes by a softmax; ignored pixels are in the divergence's mean no more."""
+    distiller, student, data, onehot = setup("paper", regions=regions)
+    mask = torch.rand(2, 1, SIZE, SIZE) > 0.4
+    step, _ = run(distiller, student, data, onehot, ACT_TIME, mask)
+    alignment, expected = distiller.alignment, {}
+    for name, network in (("teacher", distiller.teacher.network), ("student", student)):
+        features, logits = getattr(step, f"{name}_features"), getattr(step, f"{name}_logits")[:2]
+        with torch.no_grad():
+            rebuilt = alignment.reconstruct(name, alignment.encode(name, features), features)
+            decoded = decode(network, swap([f[:2] for f in features], {k: v[:2] for k, v in rebuilt.items()}))
+            if regions:
+                pair = (distributions.Bernoulli(logits=z) for z in (logits, decoded))
+                divergence, same = distributions.kl_divergence(*pair).sum(1), (logits > 0) == (decoded > 0)
+            else:
+                pair = (distributions.Categorical(logits=z.movedim(1, -1)) for z in (logits, decoded))
+                divergence, same = distributions.kl_divergence(*pair), logits.argmax(1) == decoded.argmax(1)
+        expected[f"act_decoded_{name}"] = divergence[mask[:, 0]].mean().item()
+        expected[f"act_agreement_{name}"] = same.float().mean().item()
+    values = distiller.align(step)
+    assert {key: values[key] for key in expected} == pytest.approx(expected, rel=1e-3)
 
 
 def test_alignment_is_zero_for_equal_vectors():

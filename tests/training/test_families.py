@@ -126,20 +126,20 @@ def test_a_residual_student_of_a_plain_teacher(tiny_teacher, write_plans):
 
 
 def test_families_pair_in_volumes_too(make_dataset, train):
+    """A plain student of a residual teacher; both ways round on images, above."""
     dataset = make_dataset(925, "Family3d", dims=3, cases=5)
     plans = json.loads(dataset.plans_file.read_text())
     architecture = plans["configurations"]["3d_fullres"]["architecture"]
     architecture["network_class_name"] = RESIDUAL
     architecture["arch_kwargs"]["n_blocks_per_stage"] = architecture["arch_kwargs"].pop("n_conv_per_stage")
     (dataset.preprocessed / "FamilyResidual.json").write_text(json.dumps(plans | {"plans_name": "FamilyResidual"}))
-    residual, plain = train(dataset, plans="FamilyResidual"), train(dataset)
-    for teacher, base, name in ((residual, "nnUNetPlans", "FamilyA"), (plain, "FamilyResidual", "FamilyB")):
-        options = {"width": 0.4, "iterations": 10, "epochs": 10, "base_plans": base, "name": name}
-        plan_student(StudentRequest(dataset.id, "3d_fullres", teacher, **options))
-        where = (str(dataset.id), "3d_fullres", 0)
-        trainer = get_trainer_from_args(*where, "nnUNetTrainerGKDCrossView", name, device=torch.device("cpu"))
-        learns(trainer)
-        assert family(trainer.network) != family(trainer.teacher.network)
+    teacher = train(dataset, plans="FamilyResidual")
+    options = {"width": 0.4, "iterations": 10, "epochs": 10, "base_plans": "nnUNetPlans", "name": "FamilyA"}
+    plan_student(StudentRequest(dataset.id, "3d_fullres", teacher, **options))
+    where = (str(dataset.id), "3d_fullres", 0)
+    trainer = get_trainer_from_args(*where, "nnUNetTrainerGKDCrossView", "FamilyA", device=torch.device("cpu"))
+    learns(trainer)
+    assert (family(trainer.network), family(trainer.teacher.network)) == ("PlainConvUNet", "ResidualEncoderUNet")
 
 
 def test_a_student_as_deep_as_its_own_plans_say(residual_teacher, write_plans):

@@ -214,7 +214,7 @@ class AdamOurs(nnUNetTrainerAdam1en3, Ours): pass
 def variants(tmp_path, monkeypatch):
     """A user's own folder of trainers beside ours, as nnUNet_extTrainer takes several."""
     (tmp_path / "my_trainers").mkdir()
-    (tmp_path / "my_trainers" / "variants.py").write_text(VARIANTS)
+    (tmp_path / "my_trainers" / "trainers_of_a_user.py").write_text(VARIANTS)
     monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([TRAINERS, str(tmp_path / "my_trainers")]))
 
 

@@ -107,14 +107,14 @@ def test_another_seed_is_another_student(tiny_teacher):
 @pytest.mark.parametrize(
     ("trainer_name", "stops"),
     [
-        ("nnUNetTrainerGKD", [5]),
-        ("nnUNetTrainerGKDCrossView", [2, 5]),  # inside ACT, and while distilling
-        ("nnUNetTrainerGKDPaper", [2]),
-        ("nnUNetTrainerScheduled", [5]),
+        ("nnUNetTrainerGKD", [3]),
+        ("nnUNetTrainerGKDCrossView", [1, 3]),  # inside ACT, and while distilling
+        ("nnUNetTrainerGKDPaper", [1]),
+        ("nnUNetTrainerScheduled", [3]),
     ],
 )
 def test_a_stopped_training_continues_to_the_same_result(tiny_teacher, trainer_name, stops):
-    schedule = {"epochs": 10, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "save_every": 1}
+    schedule = {"epochs": 5, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "save_every": 1}
     plans = student(tiny_teacher, "KDresume", schedule=schedule)
     whole = make(trainer_name, plans)
     whole.run_training()

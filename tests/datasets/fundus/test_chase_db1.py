@@ -193,6 +193,7 @@ def test_a_split_that_models_may_know_stops_the_conversion(chase_tree: Path, tmp
     assert not list((tmp_path / "raw").iterdir()) and "x" in splits.read_text()
 
 
+@pytest.mark.slow
 def test_the_published_set(real_data: Path, tmp_path: Path):
     report = convert(real_data / "CHASEDB1", tmp_path / "raw", tmp_path / "pre", 801)
     assert (len(report.train_cases), len(report.test_cases)) == (20, 8)

@@ -118,6 +118,7 @@ def test_a_folder_without_drive_is_an_error(tmp_path: Path):
         run(tmp_path / "empty", tmp_path, observer=3)
 
 
+@pytest.mark.slow
 def test_the_published_set(real_data: Path, tmp_path: Path):
     report = convert(real_data / "DRIVE", tmp_path / "raw", tmp_path / "pre", 802)
     assert report.train_cases == sorted(TRAINING + TEST)

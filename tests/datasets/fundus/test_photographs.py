@@ -118,6 +118,7 @@ def test_what_does_not_fit_is_an_error(fundus):
         prepare(rgb, np.zeros_like(fov), "green")
 
 
+@pytest.mark.slow
 def test_real_fields_of_view_are_discs(real_data):
     """All 28 CHASE_DB1 images against the disc of the same area and centre."""
     files = sorted((real_data / "CHASEDB1").glob("*.jpg"))

@@ -242,6 +242,7 @@ def test_the_command(tree: Path, tmp_path: Path, monkeypatch, capsys):
     assert "Dataset804_Hippocampus: 8 cases in imagesTr, 60 in imagesTs" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_published_set(real_data: Path, tmp_path: Path):
     report = run(real_data / "Task04_Hippocampus", tmp_path)
     assert (len(report.train_cases), len(report.test_cases)) == (200, 60) and not report.warnings
