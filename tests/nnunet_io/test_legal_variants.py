@@ -216,12 +216,12 @@ def test_plans_with_brackets_in_a_name_are_not_replaced_after_a_student_was_trai
     tiny_dataset, folder, monkeypatch
 ):
     """nnU-Net takes any name after DatasetXXX_; to a glob, [1] is not the text [1]."""
-    name = "Dataset966_Our [1] set"
+    name = "Dataset968_Our [1] set"
     preprocessed = tiny_dataset.preprocessed.with_name(name)
     shutil.copytree(tiny_dataset.preprocessed, preprocessed)
     tiny_dataset.raw.with_name(name).mkdir()
     change(folder / "plans.json", lambda plans: plans | {"dataset_name": name})
-    request = StudentRequest(966, "2d", folder, features=[4, 8, 8], name="Low [2]")
+    request = StudentRequest(968, "2d", folder, features=[4, 8, 8], name="Low [2]")
     plan_student(request)
     before = (preprocessed / "Low [2].json").read_text()
     trained = tiny_dataset.results.parent / name / "nnUNetTrainerKD__Low [2]__2d"
