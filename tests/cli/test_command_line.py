@@ -107,7 +107,9 @@ def test_validation_and_training_without_the_teacher(continued, tiny_teacher, en
     assert 0 <= summary["foreground_mean"]["Dice"] <= 1 and len(summary["metric_per_case"]) == 2
 
     before = (results / FINAL).read_bytes()
-    ends_with_one_line(run(TRAIN, continued), r"model folder .*nnUNetPlans__2d does not exist: neither in nnUNet_results .*; pass")
+    ends_with_one_line(
+        run(TRAIN, continued), r"model folder .*nnUNetPlans__2d does not exist: neither in nnUNet_results .*; pass"
+    )
     assert (results / FINAL).read_bytes() == before
 
 
