@@ -103,6 +103,7 @@ def test_the_table_decides_and_not_the_search(tiny_teacher, monkeypatch):
     assert found.chosen is found.students[-1] and found.chosen.features[0] > 4
 
 
+@pytest.mark.slow
 def test_a_budget_on_the_command_line(tiny_dataset, tiny_teacher, capsys):
     arguments = ["plan", "950", "-c", "2d", "--teacher", str(tiny_teacher), "--threads", "1"]
     before = set(tiny_dataset.preprocessed.iterdir())

@@ -41,6 +41,7 @@ def step(bench):
     return run
 
 
+@pytest.mark.slow
 def test_every_preset_has_a_row_and_undistilled_training_is_its_own_floor(step):
     before = {name: value for name, value in os.environ.items() if name.startswith("nnUNet")}
     figures = step(*FLAT, "--rounds", "5")

@@ -141,6 +141,7 @@ def test_no_cases_of_patients_in_a_repository(eight_cases, tmp_path, capsys, mon
     assert "No cases" not in text and "There is nothing to compare kd with" in text
 
 
+@pytest.mark.slow
 def test_cases_curves_and_costs_of_real_runs(lab, tmp_path):
     lab.compare()
     out = tmp_path / "page.html"

@@ -31,6 +31,7 @@ def trunks() -> list[Anatomy]:
     return [draw_anatomy(np.random.default_rng(k)) for k in range(4)]
 
 
+@pytest.mark.slow
 def test_datasets_that_nnunet_and_verify_accept(made, nnunet_accepts):
     root, names = made
     assert names == {
