@@ -13,7 +13,6 @@ from nnunet_kd.planning.drafts import draft_student, draft_teacher, student_base
 from nnunet_kd.planning.plans import read_dataset_json, read_plans
 from nnunet_kd.planning.requests import StudentRequest, TeacherRequest
 
-FINAL = "checkpoint_final.pth"
 PLAIN = "nnUNetTrainerScheduled"
 
 

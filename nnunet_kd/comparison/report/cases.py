@@ -19,6 +19,7 @@ from nnunet_kd.comparison.analysis.groups import Group, is_unseen
 from nnunet_kd.comparison.settings import CompareSettings, slug
 from nnunet_kd.evaluation.domains import Domain, parse_domain, read_image, read_label, read_map
 from nnunet_kd.evaluation.report.contours import CasePicture, best_median_worst
+from nnunet_kd.nnunet_io.trained_fold import FINAL
 from nnunet_kd.utils.environment import nnunet_folder
 from nnunet_kd.utils.errors import KDError
 
@@ -204,7 +205,7 @@ def overlay(settings: CompareSettings, name: str, groups: Mapping[int, Group], l
     seconds = {}
     with tempfile.TemporaryDirectory() as scratch:
         for i, (folder, _, (_, fold)) in chosen.items():
-            predictor = load_predictor(folder, (str(fold),), "checkpoint_final.pth", settings.device)
+            predictor = load_predictor(folder, (str(fold),), FINAL, settings.device)
             done = predict_domain(predictor, domain, Path(scratch, str(i)), f"{labels[i]} on {name}")
             for case in domain.cases:
                 maps[case][labels[i]] = read_map(Path(scratch, str(i), f"{case}{domain.file_ending}"))[0]

@@ -23,10 +23,10 @@ from nnunet_kd.comparison.rows import append_rows, cases_by_identity, identity, 
 from nnunet_kd.comparison.running.kept_models import keep_model, kept_model, model_folder, read_kept
 from nnunet_kd.comparison.running.measure import measure_run
 from nnunet_kd.comparison.running.train import RECORD, read_record
-from nnunet_kd.comparison.sizes import FINAL
 from nnunet_kd.config.recipe import difference
 from nnunet_kd.config.run import SECTION
 from nnunet_kd.evaluation.domains import Domain
+from nnunet_kd.nnunet_io.trained_fold import FINAL
 from nnunet_kd.utils.environment import trainers_path
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json

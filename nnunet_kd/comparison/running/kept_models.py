@@ -10,10 +10,9 @@ from nnunet_kd.comparison.analysis.costs import KEPT
 from nnunet_kd.comparison.planning import Comparison, Run
 from nnunet_kd.comparison.running.measure import now
 from nnunet_kd.comparison.running.train import RECORD, read_record
-from nnunet_kd.comparison.sizes import FINAL
 from nnunet_kd.config.run import SECTION
 from nnunet_kd.deploy.export import export_model
-from nnunet_kd.nnunet_io.trained_fold import OpenedFolds, TrainedFold
+from nnunet_kd.nnunet_io.trained_fold import FINAL, OpenedFolds, TrainedFold
 from nnunet_kd.utils.errors import KDError
 from nnunet_kd.utils.files import write_json
 

@@ -12,10 +12,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunet_kd.comparison.analysis.costs import KEPT
 from nnunet_kd.comparison.planning import Comparison, Run
-from nnunet_kd.comparison.sizes import FINAL
 from nnunet_kd.evaluation.domains import Domain, evaluate_predictions
 from nnunet_kd.evaluation.offsets import CaseLogits, best_offset, dice_curves
 from nnunet_kd.evaluation.predict import load_predictor, predict_domain
+from nnunet_kd.nnunet_io.trained_fold import FINAL
 from nnunet_kd.utils.files import write_json
 
 
